@@ -1,0 +1,204 @@
+// longspan::banded_attention on the CPU: what models/longspan/ops/banded.py defines, in parallel over runs of queries.
+#include "cpu/banded.h"
+
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/ScalarType.h>
+#include <torch/headeronly/util/Exception.h>
+
+#include <algorithm>
+#include <atomic>
+#include <cstdlib>
+#include <memory>
+#include <optional>
+#include <tuple>
+#include <vector>
+
+#include "cpu/isa.h"
+
+namespace longspan::cpu {
+namespace {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+using Ints = std::vector<int64_t>;
+
+Dtype dtype_of(const Tensor& tensor) {
+  switch (tensor.scalar_type()) {
+    case ScalarType::Float:
+      return Dtype::f32;
+    case ScalarType::BFloat16:
+      return Dtype::bf16;
+    case ScalarType::Half:
+      return Dtype::f16;
+    case ScalarType::Double:
+      return Dtype::f64;
+    default:
+      STD_TORCH_CHECK(false, "banded_attention: float32, bfloat16, float16 or float64 wanted");
+  }
+}
+
+ScalarType statistics_of(const Tensor& tensor) {
+  return tensor.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
+}
+
+// The kernels want the last dimension contiguous; any other strides are theirs to follow.
+Tensor with_rows(const Tensor& tensor) {
+  return tensor.stride(3) == 1 || tensor.size(3) <= 1 ? tensor : torch::stable::contiguous(tensor);
+}
+
+Rows rows_of(const Tensor& tensor) {
+  return {tensor.data_ptr(), dtype_of(tensor), tensor.stride(0), tensor.stride(1), tensor.stride(2)};
+}
+
+const BandedKernels& kernels_for(const Tensor& query) {
+  if (query.scalar_type() == ScalarType::Double) return banded_portable_f64();
+  switch (isa()) {
+    case Isa::avx512:
+      return banded_avx512();
+    case Isa::avx2:
+      return banded_avx2();
+    default:
+      return banded_portable();
+  }
+}
+
+// Every chain cut into runs of at most `length(head)` queries.
+template <class Length>
+std::vector<BandedItem> items_of(const BandedProblem& problem, Length&& length) {
+  std::vector<BandedItem> items;
+  for (int64_t b = 0; b < problem.B; ++b)
+    for (int64_t h = 0; h < problem.H; ++h) {
+      const int64_t run = length(h), step = BandedChain(problem, h, 0).step;
+      for (int64_t residue = 0; residue < step; ++residue) {
+        const int64_t queries = BandedChain(problem, h, residue).num_queries;
+        for (int64_t begin = 0; begin < queries; begin += run)
+          items.push_back({b, h, residue, begin, std::min(begin + run, queries)});
+      }
+    }
+  return items;
+}
+
+int64_t band_of(const BandedProblem& problem, int64_t head) {
+  return std::min(problem.left[head], problem.S) + std::min(problem.right[head], problem.S);
+}
+
+int64_t whole_blocks(int64_t queries) { return (queries + kQueryBlock - 1) / kQueryBlock * kQueryBlock; }
+
+// Runs the items on all threads, whoever is free taking the next; each thread has its own scratch.
+void run(const BandedProblem& problem, const std::vector<BandedItem>& items, const BandedKernels& kernels, bool backward) {
+  if (items.empty()) return;
+  int64_t longest = 0;
+  for (const BandedItem& item : items) longest = std::max(longest, item.end - item.begin);
+  const size_t bytes = (kernels.scratch_bytes(problem, longest, backward) + 63) / 64 * 64;
+  const auto kernel = backward ? kernels.backward : kernels.forward;
+  std::atomic<size_t> next{0};
+  std::atomic<bool> out_of_memory{false};
+  const int64_t workers = std::min<int64_t>(torch::stable::get_num_threads(), items.size());
+  torch::stable::parallel_for(0, workers, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t worker = begin; worker < end; ++worker) {
+      const std::unique_ptr<void, decltype(&std::free)> scratch(std::aligned_alloc(64, bytes), &std::free);
+      if (!scratch) {
+        out_of_memory = true;
+        return;
+      }
+      for (size_t i; (i = next.fetch_add(1)) < items.size();) kernel(problem, items[i], scratch.get());
+    }
+  });
+  STD_TORCH_CHECK(!out_of_memory, "banded_attention: no memory for ", bytes, " bytes of scratch a thread");
+}
+
+BandedProblem problem_of(
+    const Tensor& query, const Tensor& key, const Tensor& value, const std::optional<Tensor>& key_mask,
+    const std::optional<Tensor>& dropout_seed, double scale, double dropout_p, const Ints& left, const Ints& right,
+    const Ints& dilation) {
+  BandedProblem problem{};
+  problem.B = query.size(0), problem.H = query.size(1), problem.T = query.size(2), problem.D = query.size(3);
+  problem.S = key.size(2);
+  const size_t heads = size_t(problem.H);
+  STD_TORCH_CHECK(
+      left.size() == heads && right.size() == heads && dilation.size() == heads,
+      "banded_attention: one left, right and dilation per head wanted");
+  STD_TORCH_CHECK(problem.S >= problem.T, "banded_attention: fewer keys than queries");
+  problem.left = left.data(), problem.right = right.data(), problem.dilation = dilation.data();
+  problem.scale = scale;
+  if (key_mask) problem.key_mask = static_cast<const bool*>(key_mask->data_ptr());
+  if (dropout_seed) problem.dropout = make_dropout(*static_cast<const int64_t*>(dropout_seed->data_ptr()), dropout_p);
+  problem.query = rows_of(query), problem.key = rows_of(key), problem.value = rows_of(value);
+  return problem;
+}
+
+std::optional<Tensor> contiguous(const std::optional<Tensor>& tensor) {
+  return tensor ? std::optional<Tensor>(torch::stable::contiguous(*tensor)) : std::nullopt;
+}
+
+std::tuple<Tensor, Tensor> forward(
+    Tensor query, Tensor key, Tensor value, std::optional<Tensor> key_mask, std::optional<Tensor> dropout_seed,
+    double scale, double dropout_p, Ints left, Ints right, Ints dilation) {
+  Tensor out = torch::stable::empty_like(query);
+  Tensor lse = torch::stable::new_empty(query, {query.size(0), query.size(1), query.size(2)}, statistics_of(query));
+  query = with_rows(query), key = with_rows(key), value = with_rows(value);
+  key_mask = contiguous(key_mask);
+  BandedProblem problem =
+      problem_of(query, key, value, key_mask, dropout_seed, scale, dropout_p, left, right, dilation);
+  Tensor rows = with_rows(out);  // another tensor only where out's last dimension is strided
+  problem.out = rows_of(rows);
+  problem.lse = lse.data_ptr();
+  // Long runs stage fewer keys twice; short ones keep all threads busy.
+  const int64_t queries = problem.B * problem.H * problem.T, threads = torch::stable::get_num_threads();
+  const int64_t fair = std::max<int64_t>(queries / (8 * threads), kQueryBlock);
+  run(problem, items_of(problem, [&](int64_t head) {
+        return whole_blocks(std::min(std::max<int64_t>(2 * band_of(problem, head), 8 * kQueryBlock), fair));
+      }),
+      kernels_for(query), false);
+  if (rows.data_ptr() != out.data_ptr()) torch::stable::copy_(out, rows);
+  return {out, lse};
+}
+
+std::tuple<Tensor, Tensor, Tensor> backward(
+    Tensor grad_out, std::optional<Tensor> grad_lse, Tensor query, Tensor key, Tensor value, Tensor out, Tensor lse,
+    std::optional<Tensor> key_mask, std::optional<Tensor> dropout_seed, double scale, double dropout_p, Ints left,
+    Ints right, Ints dilation) {
+  Tensor grads[3] = {
+      torch::stable::empty_like(query), torch::stable::empty_like(key), torch::stable::empty_like(value)};
+  query = with_rows(query), key = with_rows(key), value = with_rows(value), out = with_rows(out);
+  grad_out = with_rows(grad_out), lse = torch::stable::contiguous(lse);
+  key_mask = contiguous(key_mask), grad_lse = contiguous(grad_lse);
+  BandedProblem problem =
+      problem_of(query, key, value, key_mask, dropout_seed, scale, dropout_p, left, right, dilation);
+  problem.out = rows_of(out), problem.grad_out = rows_of(grad_out);
+  problem.lse = lse.data_ptr();
+  if (grad_lse) problem.grad_lse = grad_lse->data_ptr();
+  Tensor grad_query = with_rows(grads[0]);
+  problem.grad_query = rows_of(grad_query);
+  // Keys get gradients from several runs: summed in the statistics dtype, in place where that is the gradient's own.
+  auto sums_for = [&](Tensor& grad) {
+    if (grad.scalar_type() == statistics_of(grad) && grad.stride(3) == 1) return torch::stable::zero_(grad);
+    return torch::stable::new_zeros(grad, {problem.B, problem.H, problem.S, problem.D}, statistics_of(grad));
+  };
+  Tensor grad_key = sums_for(grads[1]), grad_value = sums_for(grads[2]);
+  problem.grad_key = rows_of(grad_key), problem.grad_value = rows_of(grad_value);
+  // A run at least as long as its band shares keys with its two neighbours only. So first all even runs, then all odd
+  // ones: nobody writes where another does, and every sum has one order, whatever the threads do.
+  auto length = [&](int64_t head) { return whole_blocks(std::max<int64_t>(band_of(problem, head), 16 * kQueryBlock)); };
+  const std::vector<BandedItem> items = items_of(problem, length);
+  for (int64_t parity : {0, 1}) {
+    std::vector<BandedItem> phase;
+    for (const BandedItem& item : items)
+      if (item.begin / length(item.head) % 2 == parity) phase.push_back(item);
+    run(problem, phase, kernels_for(query), true);
+  }
+  const Tensor computed[3] = {grad_query, grad_key, grad_value};
+  for (int i = 0; i < 3; ++i)
+    if (computed[i].data_ptr() != grads[i].data_ptr()) torch::stable::copy_(grads[i], computed[i]);
+  return {grads[0], grads[1], grads[2]};
+}
+
+}  // namespace
+}  // namespace longspan::cpu
+
+STABLE_TORCH_LIBRARY_IMPL(longspan, CPU, m) {
+  m.impl("banded_attention", TORCH_BOX(&longspan::cpu::forward));
+  m.impl("banded_attention_backward", TORCH_BOX(&longspan::cpu::backward));
+}

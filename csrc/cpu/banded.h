@@ -1,0 +1,69 @@
+// One banded-attention problem on the CPU, as its kernels see it, and the table of kernels of one instruction set.
+#pragma once
+#include <cstddef>
+#include <cstdint>
+
+#include "common/dropout.h"
+
+namespace longspan::cpu {
+
+enum class Dtype { f32, bf16, f16, f64 };
+
+// A tensor [B, H, tokens, D] whose last dimension is contiguous; strides in elements.
+struct Rows {
+  void* data = nullptr;
+  Dtype dtype = Dtype::f32;
+  int64_t batch = 0, head = 0, row = 0;
+};
+
+struct BandedProblem {
+  int64_t B, H, T, S, D;
+  const int64_t *left, *right, *dilation;  // [H], in steps of the dilation
+  const bool* key_mask = nullptr;          // [B, S] or none
+  double scale;
+  Dropout dropout;
+  Rows query, key, value, out;
+  void* lse;  // [B, H, T], float (double for double)
+  // Backward only. grad_key and grad_value are sums: zero at the start, float (double for double).
+  Rows grad_out, grad_query, grad_key, grad_value;
+  const void* grad_lse = nullptr;  // [B, H, T] or none
+};
+
+// The queries begin .. end of one chain: the positions of one residue class modulo the dilation, of one head. A dilated
+// band is a plain band over each chain; all indices below are places in the chain.
+struct BandedItem {
+  int64_t batch, head, residue;
+  int64_t begin, end;  // queries of the chain
+};
+
+struct BandedChain {
+  int64_t step, first_query, num_queries, num_keys, shift;  // query i stands at place i + shift
+
+  BandedChain(const BandedProblem& problem, int64_t head, int64_t residue) {
+    const int64_t cached = problem.S - problem.T;
+    step = problem.dilation[head] < problem.S ? problem.dilation[head] : (problem.S > 0 ? problem.S : 1);
+    first_query = ((residue - cached) % step + step) % step;
+    num_queries = count(first_query, problem.T);
+    num_keys = count(residue, problem.S);
+    shift = (first_query + cached) / step;
+  }
+
+ private:
+  int64_t count(int64_t first, int64_t length) const { return length > first ? (length - first + step - 1) / step : 0; }
+};
+
+struct BandedKernels {
+  size_t (*scratch_bytes)(const BandedProblem&, int64_t longest_item, bool backward);
+  void (*forward)(const BandedProblem&, const BandedItem&, void* scratch);
+  void (*backward)(const BandedProblem&, const BandedItem&, void* scratch);
+};
+
+constexpr int64_t kQueryBlock = 48;  // queries of one block: a multiple of every register tile
+
+// Compiled once per instruction set.
+const BandedKernels& banded_portable();
+const BandedKernels& banded_portable_f64();
+const BandedKernels& banded_avx2();
+const BandedKernels& banded_avx512();
+
+}  // namespace longspan::cpu

@@ -1,0 +1,60 @@
+// Vectors of `Lanes` numbers by the compiler's vector extension: one source for AVX-512, AVX2, SSE and NEON.
+// Included inside an unnamed namespace between LONGSPAN_TARGET_BEGIN and _END, once per instruction set.
+
+template <class T>
+struct BitsOf;
+template <>
+struct BitsOf<float> {
+  using type = uint32_t;
+};
+template <>
+struct BitsOf<double> {
+  using type = uint64_t;
+};
+
+template <class T, int Lanes>
+struct Simd {
+  using Bits = typename BitsOf<T>::type;
+  typedef T Vec __attribute__((vector_size(Lanes * sizeof(T))));
+  typedef Bits Word __attribute__((vector_size(Lanes * sizeof(T))));
+  typedef T Unaligned __attribute__((vector_size(Lanes * sizeof(T)), aligned(sizeof(T)), may_alias));
+
+  typedef Bits UnalignedWord __attribute__((vector_size(Lanes * sizeof(T)), aligned(sizeof(T)), may_alias));
+
+  static inline __attribute__((always_inline)) Word load_words(const Bits* p) {
+    return *reinterpret_cast<const UnalignedWord*>(p);
+  }
+  static inline __attribute__((always_inline)) Vec load(const T* p) { return *reinterpret_cast<const Unaligned*>(p); }
+  static inline __attribute__((always_inline)) void store(T* p, Vec x) { *reinterpret_cast<Unaligned*>(p) = x; }
+  static inline __attribute__((always_inline)) Vec all(T x) { return Vec{} + x; }
+  static inline __attribute__((always_inline)) Vec max(Vec a, Vec b) { return a > b ? a : b; }
+
+  static inline __attribute__((always_inline)) Word lane_index() {
+    Word index{};
+    for (int i = 0; i < Lanes; ++i) index[i] = i;
+    return index;
+  }
+
+  // 2^x for x <= 0, relative error about 2e-7 in float; exactly 0 below the normal numbers and for -inf.
+  static inline __attribute__((always_inline)) Vec exp2(Vec x) {
+    if constexpr (sizeof(T) == 8) {
+      Vec y{};
+      for (int i = 0; i < Lanes; ++i) y[i] = std::exp2(x[i]);
+      return y;
+    } else {
+      const Vec lowest = all(-126.f), magic = all(12582912.f);  // 1.5 * 2^23 rounds to an integer when added
+      const Vec clamped = x < lowest ? lowest : x;
+      const Vec rounded = clamped + magic;
+      const Vec f = clamped - (rounded - magic);
+      Vec p = all(1.5403530e-4f);
+      p = p * f + 1.3333558e-3f;
+      p = p * f + 9.6181291e-3f;
+      p = p * f + 5.5504109e-2f;
+      p = p * f + 2.4022651e-1f;
+      p = p * f + 6.9314718e-1f;
+      p = p * f + 1.f;
+      const Vec y = (Vec)((Word)p + ((Word)rounded << 23));
+      return x < lowest ? Vec{} : y;
+    }
+  }
+};

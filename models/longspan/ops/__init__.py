@@ -1,0 +1,29 @@
+"""Attention operators: functions on tensors ``[B, H, T, D]``, each with a PyTorch reference on every device.
+
+``longspan._C`` (built from ``csrc/``), where it is installed, adds faster kernels for the same operators. Absent, the
+references run; broken, its import error is raised here.
+"""
+
+import os
+from importlib import import_module
+from importlib.util import find_spec
+
+from longspan.ops.banded import banded_attention, banded_scores
+from longspan.ops.block import block_attention
+from longspan.ops.dense import dense_attention
+from longspan.ops.merge import merge
+
+HAS_EXTENSION = find_spec("longspan._C") is not None and not os.environ.get("LONGSPAN_NO_EXT")
+"""Whether the compiled kernels are in use. The environment variable LONGSPAN_NO_EXT turns them off."""
+
+if HAS_EXTENSION:
+    import_module("longspan._C")
+
+__all__ = [
+    "HAS_EXTENSION",
+    "banded_attention",
+    "banded_scores",
+    "block_attention",
+    "dense_attention",
+    "merge",
+]

@@ -1,0 +1,55 @@
+"""What tests and benchmarks share: the shapes that break kernels, and switches over the compiled paths."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+from longspan.ops import HAS_EXTENSION
+
+CPU_ISAS = ("portable", "avx2", "avx512")
+
+# (batch, heads, queries, keys, head size, windows, dilation): empty, single, prime, shorter than the window, cached,
+# windows and dilations that differ per head, one-sided, unlimited, and longer than one tile of a kernel.
+BANDED_SHAPES = [
+    (1, 1, 0, 0, 4, (2, 2), 1),
+    (0, 2, 5, 5, 4, (2, 2), 1),
+    (1, 1, 1, 1, 1, (0, 0), 1),
+    (2, 3, 7, 7, 5, (9, 9), 1),
+    (1, 2, 37, 37, 16, (3, 3), 1),
+    (2, 2, 53, 53, 8, (4, 0), 2),
+    (1, 3, 61, 61, 20, [(2, 3), (5, 0), (0, 7)], [1, 2, 3]),
+    (1, 2, 30, 41, 32, (6, -1), 1),
+    (1, 2, 1, 97, 64, (20, 0), [1, 4]),
+    (2, 1, 49, 200, 33, (None, 0), 1),
+    (1, 2, 131, 131, 64, (None, None), [1, 200]),
+    (1, 2, 300, 307, 80, [(64, 64), (130, 5)], [1, 2]),
+    (1, 1, 401, 401, 96, (50, 50), 1),
+    (1, 1, 193, 193, 128, (17, 200), 1),
+]
+
+
+def shape_id(shape: tuple) -> str:
+    """A readable test id: ``B1-H2-T30-S41-D32-w6,-1-d1``."""
+    B, H, T, S, D, window, dilation = shape
+    return f"B{B}-H{H}-T{T}-S{S}-D{D}-w{window}-d{dilation}".replace(" ", "")
+
+
+def has_kernel(operator: str, key: str) -> bool:
+    """Whether ``longspan::<operator>`` has a compiled kernel for a dispatch key, as "CPU" (private in torch)."""
+    return torch._C._dispatch_has_kernel_for_dispatch_key(f"longspan::{operator}", key)
+
+
+def cpu_isa() -> str | None:
+    """The instruction set that compiled CPU kernels use now; None without the extension."""
+    return CPU_ISAS[torch.ops.longspan.cpu_isa()] if HAS_EXTENSION else None
+
+
+@contextmanager
+def limited_cpu_isa(name: str) -> Iterator[bool]:
+    """Compiled CPU kernels use at most the instruction set ``name``. Yields whether the processor has it."""
+    level = CPU_ISAS.index(name)
+    try:
+        yield torch.ops.longspan.limit_cpu_isa(level) == level
+    finally:
+        torch.ops.longspan.limit_cpu_isa(len(CPU_ISAS) - 1)

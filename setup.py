@@ -1,0 +1,62 @@
+"""Build ``longspan._C``, the compiled kernels, from ``csrc/``: CPU always, CUDA where nvcc is found.
+
+LibTorch's stable ABI and Python's limited API: one build serves CPython >= 3.10 and torch >= 2.13. CUDA sources are
+compiled beside a CPU torch too (they need only its headers), so no GPU is needed to build. Without a C++ compiler the
+package installs all the same and runs its PyTorch reference operators; ``python -m longspan.info`` tells which.
+"""
+
+import os
+import shutil
+from pathlib import Path
+
+import torch.utils.cpp_extension as torch_build
+from setuptools import setup
+
+CSRC = Path("csrc")  # relative: setuptools wants paths relative to this file
+STABLE_ABI = "-DTORCH_TARGET_VERSION=0x020d000000000000"  # torch 2.13
+CUDA_ARCHITECTURES = "8.0 9.0 10.0 12.0+PTX"
+
+
+def find_cuda_home() -> str | None:
+    nvcc = shutil.which("nvcc", path=os.environ.get("CUDA_HOME", "/nowhere") + "/bin") or shutil.which("nvcc")
+    return str(Path(nvcc).resolve().parent.parent) if nvcc else None
+
+
+def extension():
+    cuda_sources = sorted(map(str, CSRC.glob("cuda/*.cu")))
+    libraries, library_dirs = [], []
+    if cuda_sources and (cuda_home := find_cuda_home()):
+        # CUDAExtension would link libtorch_cuda, which a CPU torch lacks and the stable ABI does not need.
+        torch_build.CUDA_HOME = cuda_home
+        os.environ.setdefault("TORCH_CUDA_ARCH_LIST", CUDA_ARCHITECTURES)
+        libraries = ["cudart_static", "rt", "dl", "pthread"]
+        library_dirs = [f"{cuda_home}/lib64"]
+    else:
+        cuda_sources = []
+    return torch_build.CppExtension(
+        "longspan._C",
+        sorted(map(str, [*CSRC.glob("*.cpp"), *CSRC.glob("cpu/*.cpp")])) + cuda_sources,
+        depends=sorted(map(str, [*CSRC.rglob("*.h"), *CSRC.rglob("*.cuh")])),
+        include_dirs=[str(CSRC.resolve())],
+        extra_compile_args={"cxx": ["-O3", "-fno-math-errno", STABLE_ABI], "nvcc": ["-O3", STABLE_ABI]},
+        libraries=libraries,
+        library_dirs=library_dirs,
+        py_limited_api=True,
+    )
+
+
+def can_compile() -> bool:
+    if os.environ.get("LONGSPAN_NO_EXT"):
+        return False
+    if shutil.which(os.environ.get("CXX", "c++").split()[0]) or shutil.which("g++"):
+        return True
+    print("longspan: no C++ compiler found, installing without compiled kernels (PyTorch reference operators only)")
+    return False
+
+
+compiled = can_compile()
+setup(
+    ext_modules=[extension()] if compiled else [],
+    cmdclass={"build_ext": torch_build.BuildExtension},
+    options={"bdist_wheel": {"py_limited_api": "cp310"}} if compiled else {},
+)
