@@ -87,7 +87,8 @@ int64_t band_of(const BandedProblem& problem, int64_t head) {
 int64_t whole_blocks(int64_t queries) { return (queries + kQueryBlock - 1) / kQueryBlock * kQueryBlock; }
 
 // Runs the items on all threads, whoever is free taking the next; each thread has its own scratch.
-void run(const BandedProblem& problem, const std::vector<BandedItem>& items, const BandedKernels& kernels, bool backward) {
+void run(
+    const BandedProblem& problem, const std::vector<BandedItem>& items, const BandedKernels& kernels, bool backward) {
   if (items.empty()) return;
   int64_t longest = 0;
   for (const BandedItem& item : items) longest = std::max(longest, item.end - item.begin);
@@ -148,9 +149,12 @@ std::tuple<Tensor, Tensor> forward(
   // Long runs stage fewer keys twice; short ones keep all threads busy.
   const int64_t queries = problem.B * problem.H * problem.T, threads = torch::stable::get_num_threads();
   const int64_t fair = std::max<int64_t>(queries / (8 * threads), kQueryBlock);
-  run(problem, items_of(problem, [&](int64_t head) {
-        return whole_blocks(std::min(std::max<int64_t>(2 * band_of(problem, head), 8 * kQueryBlock), fair));
-      }),
+  run(problem,
+      items_of(
+          problem,
+          [&](int64_t head) {
+            return whole_blocks(std::min(std::max<int64_t>(2 * band_of(problem, head), 8 * kQueryBlock), fair));
+          }),
       kernels_for(query), false);
   if (rows.data_ptr() != out.data_ptr()) torch::stable::copy_(out, rows);
   return {out, lse};

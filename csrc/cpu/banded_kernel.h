@@ -29,11 +29,11 @@ struct Banded {
   uint32_t head_word = 0;        // dropout: hash of seed, batch and head
 
   // Scratch.
-  T *keys, *values;                      // [keys_end - keys_begin + slack][width]
-  T *queries_t, *strip;                  // [D][48], [key_tile + slack][48]
-  T *sums;                               // [48][width]
-  T *grad_keys, *grad_values;            // as keys
-  T *queries, *grads, *grads_t, *strip2; // [48][width], [48][width], [D][48], as strip
+  T *keys, *values;                       // [keys_end - keys_begin + slack][width]
+  T *queries_t, *strip;                   // [D][48], [key_tile + slack][48]
+  T* sums;                                // [48][width]
+  T *grad_keys, *grad_values;             // as keys
+  T *queries, *grads, *grads_t, *strip2;  // [48][width], [48][width], [D][48], as strip
   T row_max[Q], row_sum[Q], row_lse[Q], row_delta[Q];
   uint32_t stream_first[Q], stream_second[Q];
 

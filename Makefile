@@ -1,0 +1,59 @@
+# make demo   the main job: train on real agreements, answer questions about unseen ones (5 minutes on 2 cores)
+# make test   the whole test suite
+# make check  everything a change must pass: format, lint, types, tests with and without the kernels, packages
+# make bench  speed and memory against the peers; make fuzz: random shapes against the definition, for a while
+# Each sets up .venv where it is missing. TORCH and TORCH_INDEX choose the PyTorch build (README, "Install").
+
+PYTHON ?= python3
+TORCH ?= torch==2.13.0
+TORCH_INDEX ?=
+WORKERS ?= 2
+FUZZ_SECONDS ?= 120
+
+python := .venv/bin/python
+kernels := $(wildcard csrc/*.cpp csrc/*/*)
+export HF_HUB_OFFLINE = 1
+
+.PHONY: demo test check check-beyond-tests bench fuzz docs format setup clean
+
+demo: setup
+	$(python) scripts/demo.py
+
+test: setup
+	OMP_NUM_THREADS=1 $(python) -m pytest -n $(WORKERS)
+
+check: test check-beyond-tests
+
+check-beyond-tests: setup
+	TORCH="$(TORCH)" TORCH_INDEX="$(TORCH_INDEX)" PYTHON="$(PYTHON)" bash scripts/check.sh
+
+bench: setup
+	$(python) scripts/bench_banded.py
+	$(python) scripts/bench_models.py
+
+fuzz: setup
+	$(python) scripts/fuzz.py --seconds $(FUZZ_SECONDS)
+
+docs: setup
+	$(python) scripts/draw_pattern.py
+
+format: setup
+	.venv/bin/ruff format
+	.venv/bin/ruff check --fix
+	.venv/bin/clang-format -i $(filter %.cpp %.h %.cu %.cuh,$(kernels))
+
+setup: .venv/built
+
+.venv/requirements: requirements.txt
+	test -x $(python) || $(PYTHON) -m venv .venv
+	$(python) -m pip install --quiet $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) "$(TORCH)"
+	$(python) -m pip install --quiet -r requirements.txt
+	touch $@
+
+.venv/built: .venv/requirements setup.py pyproject.toml $(kernels)
+	$(python) -m pip install --quiet --no-build-isolation --no-deps --editable .
+	$(python) -m longspan.info
+	touch $@
+
+clean:
+	rm -rf .venv build dist models/*.egg-info models/longspan/_C.abi3.so
