@@ -55,13 +55,21 @@ Rows rows_of(const Tensor& tensor) {
 const BandedKernels& kernels_for(const Tensor& query) {
   if (query.scalar_type() == ScalarType::Double) return banded_portable_f64();
   switch (isa()) {
-    case Isa::avx512:
-      return banded_avx512();
+    case Isa::portable:
+      return banded_portable();
     case Isa::avx2:
       return banded_avx2();
     default:
-      return banded_portable();
+      return banded_avx512();
   }
+}
+
+const BandedKernels& forward_kernels_for(const Tensor& query, bool dropout) {
+  if (query.scalar_type() == ScalarType::BFloat16 && !dropout) {
+    if (isa() == Isa::amx) return banded_bf16_amx();
+    if (isa() == Isa::avx512_bf16) return banded_bf16_avx512();
+  }
+  return kernels_for(query);
 }
 
 // Every chain cut into runs of at most `length(head)` queries.
@@ -155,7 +163,7 @@ std::tuple<Tensor, Tensor> forward(
           [&](int64_t head) {
             return whole_blocks(std::min(std::max<int64_t>(2 * band_of(problem, head), 8 * kQueryBlock), fair));
           }),
-      kernels_for(query), false);
+      forward_kernels_for(query, problem.dropout.active), false);
   if (rows.data_ptr() != out.data_ptr()) torch::stable::copy_(out, rows);
   return {out, lse};
 }

@@ -65,5 +65,8 @@ const BandedKernels& banded_portable();
 const BandedKernels& banded_portable_f64();
 const BandedKernels& banded_avx2();
 const BandedKernels& banded_avx512();
+// Forward only, of bfloat16 tensors, without dropout; the others take every dtype but double.
+const BandedKernels& banded_bf16_avx512();
+const BandedKernels& banded_bf16_amx();
 
 }  // namespace longspan::cpu

@@ -1,4 +1,8 @@
 // Banded attention compiled for AVX2.
+#include "cpu/isa.h"
+#ifdef LONGSPAN_X86
+#include <immintrin.h>
+#endif
 #include <torch/headeronly/util/Half.h>
 
 #include <cmath>
@@ -6,7 +10,6 @@
 #include <type_traits>
 
 #include "cpu/banded.h"
-#include "cpu/isa.h"
 
 namespace longspan::cpu {
 #ifdef LONGSPAN_X86

@@ -1,4 +1,8 @@
 // Banded attention in plain vectors of 16 bytes, for every processor, and in double precision.
+#include "cpu/isa.h"
+#ifdef LONGSPAN_X86
+#include <immintrin.h>
+#endif
 #include <torch/headeronly/util/Half.h>
 
 #include <cmath>
@@ -6,7 +10,6 @@
 #include <type_traits>
 
 #include "cpu/banded.h"
-#include "cpu/isa.h"
 
 namespace longspan::cpu {
 namespace {

@@ -4,7 +4,8 @@
 
 namespace longspan::cpu {
 
-enum class Isa : int64_t { portable = 0, avx2 = 1, avx512 = 2 };
+// Each includes those before it. avx512_bf16 and amx matter to bfloat16 forward kernels only.
+enum class Isa : int64_t { portable = 0, avx2 = 1, avx512 = 2, avx512_bf16 = 3, amx = 4 };
 
 Isa supported_isa();  // the best set of this processor
 Isa isa();            // the set in use; lower than supported only where a test asked for it

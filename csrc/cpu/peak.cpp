@@ -39,9 +39,9 @@ LONGSPAN_TARGET_END
 LONGSPAN_TARGET_BEGIN("avx512f")
 LONGSPAN_PROBE(probe_avx512, 16)
 LONGSPAN_TARGET_END
-constexpr Probe kProbes[] = {probe_portable, probe_avx2, probe_avx512};
+constexpr Probe kProbes[] = {probe_portable, probe_avx2, probe_avx512, probe_avx512, probe_avx512};
 #else
-constexpr Probe kProbes[] = {probe_portable, probe_portable, probe_portable};
+constexpr Probe kProbes[] = {probe_portable};
 #endif
 
 // GFLOP/s of all torch threads together, in the best of several windows of about 5 ms.

@@ -27,7 +27,13 @@ struct Simd {
   static inline __attribute__((always_inline)) Vec load(const T* p) { return *reinterpret_cast<const Unaligned*>(p); }
   static inline __attribute__((always_inline)) void store(T* p, Vec x) { *reinterpret_cast<Unaligned*>(p) = x; }
   static inline __attribute__((always_inline)) Vec all(T x) { return Vec{} + x; }
-  static inline __attribute__((always_inline)) Vec max(Vec a, Vec b) { return a > b ? a : b; }
+  static inline __attribute__((always_inline)) Vec max(Vec a, Vec b) {
+#ifdef LONGSPAN_X86  // one instruction, where the compiler would make a comparison and a choice of the general form
+    if constexpr (sizeof(Vec) == 64 && sizeof(T) == 4) return (Vec)_mm512_max_ps((__m512)a, (__m512)b);
+    if constexpr (sizeof(Vec) == 32 && sizeof(T) == 4) return (Vec)_mm256_max_ps((__m256)a, (__m256)b);
+#endif
+    return a > b ? a : b;
+  }
 
   static inline __attribute__((always_inline)) Word lane_index() {
     Word index{};
@@ -43,7 +49,7 @@ struct Simd {
       return y;
     } else {
       const Vec lowest = all(-126.f), magic = all(12582912.f);  // 1.5 * 2^23 rounds to an integer when added
-      const Vec clamped = x < lowest ? lowest : x;
+      const Vec clamped = max(lowest, x);                       // NaN stays NaN: the second operand wins
       const Vec rounded = clamped + magic;
       const Vec f = clamped - (rounded - magic);
       Vec p = all(1.5403530e-4f);

@@ -7,7 +7,7 @@ import torch
 
 from longspan.ops import HAS_EXTENSION
 
-CPU_ISAS = ("portable", "avx2", "avx512")
+CPU_ISAS = ("portable", "avx2", "avx512", "avx512_bf16", "amx")
 
 # (batch, heads, queries, keys, head size, windows, dilation): empty, single, prime, shorter than the window, cached,
 # windows and dilations that differ per head, one-sided, unlimited, and longer than one tile of a kernel.

@@ -66,13 +66,14 @@ def test_matches_brute_force(shape, masked, dtype, tolerance):
 
 @needs_extension
 @banded_shapes
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 2e-5), (torch.bfloat16, 3e-2)], ids=str)
 @pytest.mark.parametrize("isa", CPU_ISAS)
-def test_every_instruction_set(shape, isa):
-    inputs, options = case(shape, torch.float32, masked=True)
+def test_every_instruction_set(shape, isa, dtype, tolerance):
+    inputs, options = case(shape, dtype, masked=True)
     with limited_cpu_isa(isa) as available:
         if not available:
             pytest.skip(f"this processor has no {isa}")
-        assert_all_close(run(*inputs, **options), brute_force(*inputs, **options), 2e-5)
+        assert_all_close(run(*inputs, **options), brute_force(*inputs, **options), tolerance)
 
 
 @banded_shapes
