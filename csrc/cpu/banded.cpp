@@ -1,4 +1,5 @@
-// longspan::banded_attention on the CPU: what models/longspan/ops/banded.py defines, in parallel over runs of queries.
+// longspan::banded_attention on the CPU, as models/longspan/ops/banded.py defines it, in parallel over runs of queries;
+// and longspan::dense_attention, which is a band without limits.
 #include "cpu/banded.h"
 
 #include <torch/csrc/stable/library.h>
@@ -89,7 +90,8 @@ std::vector<BandedItem> items_of(const BandedProblem& problem, Length&& length) 
 }
 
 int64_t band_of(const BandedProblem& problem, int64_t head) {
-  return std::min(problem.left[head], problem.S) + std::min(problem.right[head], problem.S);
+  const int64_t everything = problem.S + problem.T;
+  return std::min(problem.left[head], everything) + std::min(problem.right[head], everything);
 }
 
 int64_t whole_blocks(int64_t queries) { return (queries + kQueryBlock - 1) / kQueryBlock * kQueryBlock; }
@@ -129,7 +131,6 @@ BandedProblem problem_of(
   STD_TORCH_CHECK(
       left.size() == heads && right.size() == heads && dilation.size() == heads,
       "banded_attention: one left, right and dilation per head wanted");
-  STD_TORCH_CHECK(problem.S >= problem.T, "banded_attention: fewer keys than queries");
   problem.left = left.data(), problem.right = right.data(), problem.dilation = dilation.data();
   problem.scale = scale;
   if (key_mask) problem.key_mask = static_cast<const bool*>(key_mask->data_ptr());
@@ -207,10 +208,35 @@ std::tuple<Tensor, Tensor, Tensor> backward(
   return {grads[0], grads[1], grads[2]};
 }
 
+// Every query against every key: a band that reaches everything.
+struct Unlimited {
+  Ints reach, dilation;
+  Unlimited(const Tensor& query, const Tensor& key)
+      : reach(query.size(1), query.size(2) + key.size(2)), dilation(query.size(1), 1) {}
+};
+
+std::tuple<Tensor, Tensor> dense_forward(
+    Tensor query, Tensor key, Tensor value, std::optional<Tensor> key_mask, std::optional<Tensor> dropout_seed,
+    double scale, double dropout_p) {
+  const Unlimited band(query, key);
+  return forward(query, key, value, key_mask, dropout_seed, scale, dropout_p, band.reach, band.reach, band.dilation);
+}
+
+std::tuple<Tensor, Tensor, Tensor> dense_backward(
+    Tensor grad_out, std::optional<Tensor> grad_lse, Tensor query, Tensor key, Tensor value, Tensor out, Tensor lse,
+    std::optional<Tensor> key_mask, std::optional<Tensor> dropout_seed, double scale, double dropout_p) {
+  const Unlimited band(query, key);
+  return backward(
+      grad_out, grad_lse, query, key, value, out, lse, key_mask, dropout_seed, scale, dropout_p, band.reach, band.reach,
+      band.dilation);
+}
+
 }  // namespace
 }  // namespace longspan::cpu
 
 STABLE_TORCH_LIBRARY_IMPL(longspan, CPU, m) {
   m.impl("banded_attention", TORCH_BOX(&longspan::cpu::forward));
   m.impl("banded_attention_backward", TORCH_BOX(&longspan::cpu::backward));
+  m.impl("dense_attention", TORCH_BOX(&longspan::cpu::dense_forward));
+  m.impl("dense_attention_backward", TORCH_BOX(&longspan::cpu::dense_backward));
 }

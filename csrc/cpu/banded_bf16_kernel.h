@@ -99,7 +99,8 @@ struct BandedBf16 {
     int64_t most = 0;
     for (int64_t h = 0; h < problem.H; ++h) {
       const BandedChain chain(problem, h, 0);
-      const int64_t band = clamp(problem.left[h], problem.S) + clamp(problem.right[h], problem.S);
+      const int64_t band =
+          clamp(problem.left[h], problem.S + problem.T) + clamp(problem.right[h], problem.S + problem.T);
       const int64_t reach = (longest_item < chain.num_queries ? longest_item : chain.num_queries) + band;
       const int64_t staged = reach < chain.num_keys ? reach : chain.num_keys;
       most = staged > most ? staged : most;
@@ -117,8 +118,8 @@ struct BandedBf16 {
         D(problem.D),
         width(padded(problem.D, 32)),
         depth(width / 2),
-        left(clamp(problem.left[item.head], problem.S)),
-        right(problem.right[item.head] < problem.S ? problem.right[item.head] : problem.S),
+        left(clamp(problem.left[item.head], problem.S + problem.T)),
+        right(problem.right[item.head] < problem.S + problem.T ? problem.right[item.head] : problem.S + problem.T),
         scale(float(problem.scale) * log2e) {
     keys_begin = clamp(item.begin + chain.shift - left, chain.num_keys);
     keys_end = clamp(item.end + chain.shift + right, chain.num_keys);

@@ -40,13 +40,16 @@ struct Banded {
   static int64_t padded(int64_t n) { return (n + Lanes - 1) / Lanes * Lanes; }
   static constexpr int64_t slack = 16;  // rows that a register tile may read past the last key
 
-  static int64_t clamp_band(int64_t side, int64_t length) { return side < length ? side : length; }
+  // A window that outgrows the problem is cut to where it reaches everything.
+  static int64_t clamp_band(int64_t side, const BandedProblem& problem) {
+    return side < problem.S + problem.T ? side : problem.S + problem.T;
+  }
 
   static size_t scratch_bytes(const BandedProblem& problem, int64_t longest_item, bool backward) {
     int64_t most = 0;
     for (int64_t h = 0; h < problem.H; ++h) {
       const BandedChain chain(problem, h, 0);
-      const int64_t band = clamp_band(problem.left[h], problem.S) + clamp_band(problem.right[h], problem.S);
+      const int64_t band = clamp_band(problem.left[h], problem) + clamp_band(problem.right[h], problem);
       const int64_t reach = (longest_item < chain.num_queries ? longest_item : chain.num_queries) + band;
       const int64_t staged = reach < chain.num_keys ? reach : chain.num_keys;
       most = staged > most ? staged : most;
@@ -63,8 +66,8 @@ struct Banded {
         chain(problem, item.head, item.residue),
         D(problem.D),
         width(padded(problem.D)),
-        left(clamp_band(problem.left[item.head], problem.S)),
-        right(clamp_band(problem.right[item.head], problem.S)) {
+        left(clamp_band(problem.left[item.head], problem)),
+        right(clamp_band(problem.right[item.head], problem)) {
     keys_begin = clamp(item.begin + chain.shift - left, chain.num_keys);
     keys_end = clamp(item.end + chain.shift + right, chain.num_keys);
     if (keys_end < keys_begin) keys_end = keys_begin;

@@ -81,8 +81,26 @@ def test_gradcheck_and_opcheck():
         return out, lse.exp()
 
     assert torch.autograd.gradcheck(function, inputs)
-    op = torch.ops.longspan.dense_attention.default
-    torch.library.opcheck(op, (*inputs, mask, torch.tensor(1), 0.5, 0.1, positions[0][None], positions[1][None]))
+    arguments = (*inputs, mask, torch.tensor(1), 0.5, 0.1)
+    torch.library.opcheck(torch.ops.longspan.dense_attention.default, arguments)
+    causal = torch.ops.longspan.dense_causal_attention.default
+    torch.library.opcheck(causal, (*arguments, positions[0][None], positions[1][None]))
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 200, 1, 64), (1, 2, 3, 500, 40), (1, 2, 130, 70, 16)], ids=str)
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 2e-5), (torch.bfloat16, 3e-2)], ids=str)
+def test_kernels(shape, dtype, tolerance):
+    options, visible = options_of(shape, causal=False, masked=True)
+    ours = random_inputs(*shape, dtype, requires_grad=True)
+    theirs = [tensor.detach().double().requires_grad_() for tensor in ours]
+    out, lse = dense_attention(*ours, return_lse=True, **options)
+    wanted, wanted_lse = masked_attention(*theirs, visible)
+    assert_close(out.double(), wanted.nan_to_num(0), atol=tolerance, rtol=tolerance)
+    assert_close(lse.double(), wanted_lse, atol=tolerance, rtol=tolerance)
+    grads = torch.autograd.grad(out.double().square().sum(), ours)
+    for got, grad in zip(grads, torch.autograd.grad(wanted.square().sum(), theirs), strict=True):
+        grad = grad.nan_to_num(0)
+        assert (got.double() - grad).abs().max() <= tolerance * grad.abs().max().clamp(min=1)
 
 
 def test_errors_teach():

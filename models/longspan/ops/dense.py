@@ -13,7 +13,7 @@ from longspan.ops.tiled import KEY_BLOCK, Tile, autocast, blocks, register_atten
 _TILE_ELEMENTS = 1 << 22  # scores of one tile over batch and heads: 16 MiB in float32
 
 
-def _dense_tiles(query: Tensor, key: Tensor, query_position: Tensor | None, key_position: Tensor | None):
+def _dense_tiles(query: Tensor, key: Tensor, query_position: Tensor | None = None, key_position: Tensor | None = None):
     num_keys = key.shape[2]
     key_block = max(KEY_BLOCK, _TILE_ELEMENTS // max(1, query.shape[0] * query.shape[1] * min(query.shape[2], 64)))
     widest = max(1, query.shape[0] * query.shape[1] * min(num_keys, key_block))
@@ -26,7 +26,12 @@ def _dense_tiles(query: Tensor, key: Tensor, query_position: Tensor | None, key_
             yield Tile(slice(q0, q1), slice(k0, k1), visible)
 
 
-_dense_attention = register_attention("dense_attention", "Tensor? query_position, Tensor? key_position", _dense_tiles)
+_dense_attention = register_attention("dense_attention", "", _dense_tiles)
+_dense_causal_attention = register_attention(
+    "dense_causal_attention", "Tensor query_position, Tensor key_position", _dense_tiles
+)
+# Keys that all heads share are many heads of few queries on one matrix: best left to its two matrix products.
+_dense_shared_attention = register_attention("dense_shared_attention", "", _dense_tiles)
 
 
 def dense_attention(
@@ -77,10 +82,13 @@ def dense_attention(
         if position is not None and list(position.shape) not in ([tokens.shape[2]], [tokens.shape[0], tokens.shape[2]]):
             wanted = f"[{tokens.shape[2]}] or [{tokens.shape[0]}, {tokens.shape[2]}]"
             raise ValueError(f"dense_attention: {label} must be {wanted}, got {list(position.shape)}")
-    if query_position is not None and key_position is not None:
-        query_position = torch.atleast_2d(query_position)
-        key_position = torch.atleast_2d(key_position)
     seed = check_dropout("dense_attention", dropout_p, dropout_seed, query.device)
     scale = query.shape[3] ** -0.5 if scale is None else float(scale)
-    out, lse = _dense_attention(query, key, value, key_mask, seed, scale, dropout_p, query_position, key_position)
+    inputs = (query, key, value, key_mask, seed, scale, dropout_p)
+    if query_position is not None and key_position is not None:
+        out, lse = _dense_causal_attention(*inputs, torch.atleast_2d(query_position), torch.atleast_2d(key_position))
+    elif key.shape[1] == 1:
+        out, lse = _dense_shared_attention(*inputs)
+    else:
+        out, lse = _dense_attention(*inputs)
     return (out, lse) if return_lse else out

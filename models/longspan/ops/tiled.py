@@ -141,7 +141,7 @@ def register_attention(name: str, arguments: str, tiles: Tiles) -> Any:
 
     Args:
         name: operator name.
-        arguments: the operator's own arguments as in a torch schema, e.g. ``"int[] left, int[] right"``.
+        arguments: the operator's own arguments as in a torch schema, e.g. ``"int[] left, int[] right"``, or "".
         tiles: ``tiles(query, key, *own arguments)`` -> iterator of ``Tile``.
 
     Returns:
@@ -149,9 +149,10 @@ def register_attention(name: str, arguments: str, tiles: Tiles) -> Any:
     """
     common = "Tensor query, Tensor key, Tensor value"
     options = "Tensor? key_mask, Tensor? dropout_seed, float scale, float dropout_p"
-    LIBRARY.define(f"{name}({common}, {options}, {arguments}) -> (Tensor out, Tensor lse)")
+    options = f"{options}, {arguments}" if arguments else options
+    LIBRARY.define(f"{name}({common}, {options}) -> (Tensor out, Tensor lse)")
     LIBRARY.define(
-        f"{name}_backward(Tensor grad_out, Tensor? grad_lse, {common}, Tensor out, Tensor lse, {options}, {arguments})"
+        f"{name}_backward(Tensor grad_out, Tensor? grad_lse, {common}, Tensor out, Tensor lse, {options})"
         " -> (Tensor, Tensor, Tensor)"
     )
 
