@@ -3,8 +3,8 @@
     python scripts/train_classification.py [--batches 200] [--output runs/classification]
 
 Categories are the curators' ("Permissive", "Copyleft", "Proprietary Free" ...); no family of agreements is on both
-sides of the split. Training sees windows of 512 tokens, drawn anywhere; the test reads whole agreements in windows whose
-logits are pooled.
+sides of the split. Training sees windows of 512 tokens, drawn anywhere; the test reads whole agreements, in windows
+whose logits are pooled.
 """
 
 import argparse

@@ -16,14 +16,13 @@ def band_mask(num_heads, T, S, window, dilation):
     """bool [H, T, S], straight from the definition of banded_attention."""
     windows = [window] * num_heads if isinstance(window, tuple) else window
     dilations = [dilation] * num_heads if isinstance(dilation, int) else dilation
+    offset = torch.arange(S) - (torch.arange(T) + S - T)[:, None]  # [T, S]
     mask = torch.zeros(num_heads, T, S, dtype=torch.bool)
     for head, ((left, right), step) in enumerate(zip(windows, dilations, strict=True)):
-        for t in range(T):
-            for s in range(S):
-                offset = s - (t + S - T)
-                if offset % step == 0:
-                    steps = offset // step
-                    mask[head, t, s] = (left is None or steps >= -left) and (right is None or steps <= right)
+        steps = torch.div(offset, step, rounding_mode="floor")
+        mask[head] = offset % step == 0
+        mask[head] &= True if left is None else steps >= -left
+        mask[head] &= True if right is None else steps <= right
     return mask
 
 
