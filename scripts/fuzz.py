@@ -20,7 +20,7 @@ TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.bfloat16: 1e-1, tor
 
 
 def draw_case(rng: random.Random) -> dict:
-    heads = rng.choice([1, 1, 2, 3, 4])
+    heads = rng.choice([1, 1, 2, 3, 4, 12])
     tokens = rng.choice([0, 1, 2, rng.randint(3, 60), rng.randint(60, 400)])
 
     def side(low: int) -> int | None:
@@ -35,7 +35,8 @@ def draw_case(rng: random.Random) -> dict:
         heads=heads,
         tokens=tokens,
         cached=rng.choice([0, 0, 1, rng.randint(2, 200)]),
-        head_size=rng.choice([1, 3, 8, 16, 17, 32, 40, 64, 80, 96, 128]),
+        head_size=rng.choice([1, 3, 8, 16, 17, 32, 40, 64, 80, 96, 128, 256]),
+        scale=rng.choice([None, None, 0.5, 0.0, -0.3]),
         window=window,
         dilation=dilation,
         masked=rng.choice([0.0, 0.1, 0.7, 1.0]),
@@ -76,7 +77,8 @@ def definition(case: dict, inputs: list[torch.Tensor], mask: torch.Tensor | None
     visible = visible[None].expand(case["batch"], -1, -1, -1)
     if mask is not None:
         visible = visible & mask[:, None, None]
-    scores = (query @ key.mT * query.shape[3] ** -0.5).masked_fill(~visible, -torch.inf)
+    scale = query.shape[3] ** -0.5 if case["scale"] is None else case["scale"]
+    scores = (query @ key.mT * scale).masked_fill(~visible, -torch.inf)
     weights = scores.softmax(-1).nan_to_num(0.0)
     if case["dropout_p"]:
         keep = keep_mask(
@@ -84,7 +86,7 @@ def definition(case: dict, inputs: list[torch.Tensor], mask: torch.Tensor | None
             torch.arange(S),
         )  # fmt: skip
         weights = weights * keep / (1 - case["dropout_p"])
-    return weights @ value
+    return weights @ value, scores.logsumexp(-1)
 
 
 def worst_gap(case: dict) -> float:
@@ -92,13 +94,15 @@ def worst_gap(case: dict) -> float:
     inputs, grad_out, mask = tensors_of(case)
     ours = [x.detach().requires_grad_() for x in inputs]
     theirs = [x.double().requires_grad_() for x in inputs]
-    out = banded_attention(
-        *ours, window=case["window"], dilation=case["dilation"], key_mask=mask, dropout_p=case["dropout_p"],
-        dropout_seed=case["seed"],
+    out, lse = banded_attention(
+        *ours, window=case["window"], dilation=case["dilation"], key_mask=mask, scale=case["scale"],
+        dropout_p=case["dropout_p"], dropout_seed=case["seed"], return_lse=True,
     )  # fmt: skip
-    wanted = definition(case, theirs, mask)
-    got = [out, *torch.autograd.grad(out, ours, grad_out)]
-    right = [wanted, *torch.autograd.grad(wanted, theirs, grad_out.double())]
+    wanted, wanted_lse = definition(case, theirs, mask)
+    seen = wanted_lse != -torch.inf
+    assert torch.equal(lse != -torch.inf, seen), case
+    got = [out, lse[seen], *torch.autograd.grad(out, ours, grad_out)]
+    right = [wanted, wanted_lse[seen], *torch.autograd.grad(wanted, theirs, grad_out.double())]
     gaps = [0.0]
     for a, b in zip(got, right, strict=True):
         if a.numel():

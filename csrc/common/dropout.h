@@ -17,14 +17,20 @@ struct Dropout {
   double keep_scale = 1;   // 1 / (1 - p)
 };
 
-// lowbias32; Word is uint32_t or a vector of them.
+// lowbias32, in place; Word is uint32_t or a vector of them (by reference: clang refuses to pass vectors by value to
+// functions compiled without their instruction set).
 template <class Word>
-LONGSPAN_INLINE Word mix(Word word) {
+LONGSPAN_INLINE void mix_in_place(Word& word) {
   word = word ^ (word >> 16);
   word = word * 0x7FEB352Du;
   word = word ^ (word >> 15);
   word = word * 0x846CA68Bu;
-  return word ^ (word >> 16);
+  word = word ^ (word >> 16);
+}
+
+LONGSPAN_INLINE uint32_t mix(uint32_t word) {
+  mix_in_place(word);
+  return word;
 }
 
 constexpr uint32_t kCounterStep = 0x9E3779B9u;
@@ -44,8 +50,11 @@ inline Dropout make_dropout(int64_t seed, double p) {
 LONGSPAN_INLINE uint32_t second_word(uint32_t first) { return mix(first + kCounterStep); }
 
 template <class Word>
-LONGSPAN_INLINE Word draw(Word first, Word second, uint32_t key) {
-  return mix(mix(first ^ key) + second);
+LONGSPAN_INLINE void draw(const Word& first, const Word& second, uint32_t key, Word& out) {
+  out = first ^ key;
+  mix_in_place(out);
+  out += second;
+  mix_in_place(out);
 }
 
 }  // namespace longspan

@@ -65,8 +65,8 @@ const BandedKernels& kernels_for(const Tensor& query) {
   }
 }
 
-const BandedKernels& forward_kernels_for(const Tensor& query, bool dropout) {
-  if (query.scalar_type() == ScalarType::BFloat16 && !dropout) {
+const BandedKernels& forward_kernels_for(const Tensor& query, const BandedProblem& problem) {
+  if (query.scalar_type() == ScalarType::BFloat16 && !problem.dropout.active && problem.scale > 0) {
     if (isa() == Isa::amx) return banded_bf16_amx();
     if (isa() == Isa::avx512_bf16) return banded_bf16_avx512();
   }
@@ -89,20 +89,17 @@ std::vector<BandedItem> items_of(const BandedProblem& problem, Length&& length) 
   return items;
 }
 
-int64_t band_of(const BandedProblem& problem, int64_t head) {
-  const int64_t everything = problem.S + problem.T;
-  return std::min(problem.left[head], everything) + std::min(problem.right[head], everything);
-}
+int64_t band_of(const BandedProblem& problem, int64_t head) { return problem.left[head] + problem.right[head]; }
 
-int64_t whole_blocks(int64_t queries) { return (queries + kQueryBlock - 1) / kQueryBlock * kQueryBlock; }
+int64_t whole_blocks(int64_t queries) { return (queries + kRunQuantum - 1) / kRunQuantum * kRunQuantum; }
 
 // Runs the items on all threads, whoever is free taking the next; each thread has its own scratch.
 void run(
     const BandedProblem& problem, const std::vector<BandedItem>& items, const BandedKernels& kernels, bool backward) {
   if (items.empty()) return;
-  int64_t longest = 0;
-  for (const BandedItem& item : items) longest = std::max(longest, item.end - item.begin);
-  const size_t bytes = (kernels.scratch_bytes(problem, longest, backward) + 63) / 64 * 64;
+  int64_t most_keys = 0;
+  for (const BandedItem& item : items) most_keys = std::max(most_keys, BandedRun(problem, item).num_keys());
+  const size_t bytes = (kernels.scratch_bytes(problem, most_keys, backward) + 63) / 64 * 64;
   const auto kernel = backward ? kernels.backward : kernels.forward;
   std::atomic<size_t> next{0};
   std::atomic<bool> out_of_memory{false};
@@ -122,7 +119,7 @@ void run(
 
 BandedProblem problem_of(
     const Tensor& query, const Tensor& key, const Tensor& value, const std::optional<Tensor>& key_mask,
-    const std::optional<Tensor>& dropout_seed, double scale, double dropout_p, const Ints& left, const Ints& right,
+    const std::optional<Tensor>& dropout_seed, double scale, double dropout_p, Ints& left, Ints& right,
     const Ints& dilation) {
   BandedProblem problem{};
   problem.B = query.size(0), problem.H = query.size(1), problem.T = query.size(2), problem.D = query.size(3);
@@ -131,6 +128,12 @@ BandedProblem problem_of(
   STD_TORCH_CHECK(
       left.size() == heads && right.size() == heads && dilation.size() == heads,
       "banded_attention: one left, right and dilation per head wanted");
+  STD_TORCH_CHECK(
+      key.size(0) == problem.B && key.size(1) == problem.H && key.size(3) == problem.D,
+      "banded_attention: keys and values of the queries' batch, heads and head size wanted");
+  for (const int64_t step : dilation) STD_TORCH_CHECK(step >= 1, "banded_attention: a dilation of at least 1 wanted");
+  for (Ints* sides : {&left, &right})  // a window that outgrows the problem is cut to where it reaches everything
+    for (int64_t& side : *sides) side = std::min(side, problem.S + problem.T);
   problem.left = left.data(), problem.right = right.data(), problem.dilation = dilation.data();
   problem.scale = scale;
   if (key_mask) problem.key_mask = static_cast<const bool*>(key_mask->data_ptr());
@@ -164,7 +167,7 @@ std::tuple<Tensor, Tensor> forward(
           [&](int64_t head) {
             return whole_blocks(std::min(std::max<int64_t>(2 * band_of(problem, head), 8 * kQueryBlock), fair));
           }),
-      forward_kernels_for(query, problem.dropout.active), false);
+      forward_kernels_for(query, problem), false);
   if (rows.data_ptr() != out.data_ptr()) torch::stable::copy_(out, rows);
   return {out, lse};
 }

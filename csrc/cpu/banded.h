@@ -18,7 +18,7 @@ struct Rows {
 
 struct BandedProblem {
   int64_t B, H, T, S, D;
-  const int64_t *left, *right, *dilation;  // [H], in steps of the dilation
+  const int64_t *left, *right, *dilation;  // [H], in steps of the dilation; left and right at most S + T
   const bool* key_mask = nullptr;          // [B, S] or none
   double scale;
   Dropout dropout;
@@ -52,13 +52,58 @@ struct BandedChain {
   int64_t count(int64_t first, int64_t length) const { return length > first ? (length - first + step - 1) / step : 0; }
 };
 
+// An item with its chain and the keys it can reach: what every kernel begins with.
+struct BandedRun {
+  const BandedProblem& problem;
+  const BandedItem& item;
+  const BandedChain chain;
+  const int64_t left, right;
+  const int64_t keys_begin, keys_end;  // places of the chain
+
+  // With key_alignment, keys_begin is a multiple of it: where runs are cut then changes no grouping of keys.
+  BandedRun(const BandedProblem& problem, const BandedItem& item, int64_t key_alignment = 1)
+      : problem(problem),
+        item(item),
+        chain(problem, item.head, item.residue),
+        left(problem.left[item.head]),
+        right(problem.right[item.head]),
+        keys_begin(clamp(item.begin + chain.shift - left) / key_alignment * key_alignment),
+        keys_end(at_least(clamp(item.end + chain.shift + right), keys_begin)) {}
+
+  int64_t num_keys() const { return keys_end - keys_begin; }
+  int64_t clamp(int64_t place) const { return place < 0 ? 0 : place < chain.num_keys ? place : chain.num_keys; }
+  int64_t key_token(int64_t place) const { return item.residue + place * chain.step; }
+  int64_t query_token(int64_t index) const { return chain.first_query + index * chain.step; }
+  int64_t statistics_at(int64_t index) const {
+    return (item.batch * problem.H + item.head) * problem.T + query_token(index);
+  }
+  bool hidden(int64_t place) const {  // by the key mask, which must be there
+    return !problem.key_mask[item.batch * problem.S + key_token(place)];
+  }
+
+ private:
+  static int64_t at_least(int64_t x, int64_t low) { return x < low ? low : x; }
+};
+
+// Hands out pieces of a scratch buffer, each on a cache line of its own.
+struct ScratchPieces {
+  char* next;
+  template <class T>
+  T* take(int64_t count) {
+    char* at = next;
+    next += (count * int64_t(sizeof(T)) + 63) / 64 * 64;
+    return reinterpret_cast<T*>(at);
+  }
+};
+
 struct BandedKernels {
-  size_t (*scratch_bytes)(const BandedProblem&, int64_t longest_item, bool backward);
+  size_t (*scratch_bytes)(const BandedProblem&, int64_t num_keys, bool backward);  // for items of up to num_keys keys
   void (*forward)(const BandedProblem&, const BandedItem&, void* scratch);
   void (*backward)(const BandedProblem&, const BandedItem&, void* scratch);
 };
 
 constexpr int64_t kQueryBlock = 48;  // queries of one block: a multiple of every register tile
+constexpr int64_t kRunQuantum = 96;  // runs begin at multiples of it: whole blocks of 48, whole panels of 32
 
 // Compiled once per instruction set.
 const BandedKernels& banded_portable();

@@ -13,7 +13,7 @@
 
 namespace longspan::cpu {
 #ifdef LONGSPAN_X86
-LONGSPAN_TARGET_BEGIN("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c,amx-tile,amx-bf16")
+LONGSPAN_TARGET_BEGIN("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,amx-tile,amx-bf16")
 namespace {
 #include "cpu/simd.h"
 #include "cpu/staging.h"
@@ -29,12 +29,14 @@ struct Tiles {
       uint16_t bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
       uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
     } config;
+    asm volatile("" : : "r"(&config) : "memory");  // see before_tile_load; the address, as no one else has it
     _tile_loadconfig(&config);
   }
   ~Tiles() { _tile_release(); }
 
   // c [rows][32] = a [rows][depth words] b [depth words][32]; rows a multiple of 32, depth of 16.
   void product(const uint32_t* a, int64_t a_stride, int64_t rows, int64_t depth, const uint32_t* b, float* c) {
+    before_tile_load();
     for (int64_t row = 0; row < rows; row += 32) {
       _tile_zero(0);
       _tile_zero(1);
@@ -56,6 +58,7 @@ struct Tiles {
 
   // c [32][32] += sum over groups of a [group][32][16 words] b [group][16 words][32].
   void accumulate(const uint32_t* a, int64_t groups, const uint32_t* b, float* c) {
+    before_tile_load();
     _tile_loadd(0, c, Q * 4);
     _tile_loadd(1, c + 16, Q * 4);
     _tile_loadd(2, c + 16 * Q, Q * 4);
@@ -74,6 +77,10 @@ struct Tiles {
   }
 
  private:
+  // GCC's intrinsics do not say that they read memory (of the configuration, only its first 8 bytes): without this,
+  // stores that only tiles read may be delayed or dropped.
+  static inline __attribute__((always_inline)) void before_tile_load() { asm volatile("" ::: "memory"); }
+
   static void store(float* to) {
     _tile_stored(0, to, Q * 4);
     _tile_stored(1, to + 16, Q * 4);

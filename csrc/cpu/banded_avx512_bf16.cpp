@@ -13,7 +13,7 @@
 
 namespace longspan::cpu {
 #ifdef LONGSPAN_X86
-LONGSPAN_TARGET_BEGIN("avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma,f16c")
+LONGSPAN_TARGET_BEGIN("avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma")
 namespace {
 #include "cpu/simd.h"
 #include "cpu/staging.h"

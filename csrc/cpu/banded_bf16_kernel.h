@@ -45,7 +45,8 @@ static inline __attribute__((always_inline)) void store_words16(void* p, Words16
   V16::store(static_cast<float*>(p), (Vec16)x);
 }
 
-// 2^x for x <= 0 to 3e-6, more than the 8 bits of bfloat16 weights can show; 2^-126 for anything smaller.
+// 2^x for x <= 0 to 3e-6, more than the 8 bits of bfloat16 weights can show; 2^-126 for anything smaller, hidden keys
+// included: nothing beside the others in a sum of bfloat16.
 static inline __attribute__((always_inline)) Vec16 exp2_short(Vec16 x) {
   const Vec16 lowest = V16::all(-126.f), magic = V16::all(12582912.f);
   x = V16::max(lowest, x);
@@ -65,20 +66,16 @@ static inline __attribute__((always_inline)) Words16 pair_words(Vec16 even, Vec1
 }
 
 template <class Engine>
-struct BandedBf16 {
+struct BandedBf16 : BandedRun {
   static constexpr int Q = 32;              // queries of one panel: two vectors, two matrix tiles
   static constexpr int64_t panels = 4;      // panels that share a tile of keys while it is near
   static constexpr int64_t key_group = 32;  // keys of one column of matrix tiles
   static constexpr int64_t key_tile = 256;
   static constexpr float log2e = 1.4426950408889634f, ln2 = 0.6931471805599453f;
 
-  const BandedProblem& problem;
-  const BandedItem& item;
-  const BandedChain chain;
   const int64_t D, width, depth;  // head size, padded to 32, and in words
-  const int64_t left, right;
-  const float scale;  // to units of log 2
-  int64_t keys_begin, keys_end, groups;
+  const int64_t groups;           // of keys
+  const float scale;              // to units of log 2
 
   uint32_t *keys, *values_t;  // [groups * 32][depth], [width / 32][groups][32][16]
 
@@ -93,56 +90,29 @@ struct BandedBf16 {
   uint32_t* weights;  // [key_tile / 2][32]
 
   static int64_t padded(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
-  static int64_t clamp(int64_t x, int64_t high) { return x < 0 ? 0 : x < high ? x : high; }
-
-  static size_t scratch_bytes(const BandedProblem& problem, int64_t longest_item, bool) {
-    int64_t most = 0;
-    for (int64_t h = 0; h < problem.H; ++h) {
-      const BandedChain chain(problem, h, 0);
-      const int64_t band =
-          clamp(problem.left[h], problem.S + problem.T) + clamp(problem.right[h], problem.S + problem.T);
-      const int64_t reach = (longest_item < chain.num_queries ? longest_item : chain.num_queries) + band;
-      const int64_t staged = reach < chain.num_keys ? reach : chain.num_keys;
-      most = staged > most ? staged : most;
-    }
-    const int64_t width = padded(problem.D, 32), rows = padded(most, key_group);
-    const int64_t words =
-        rows * width / 2 + rows * width / 2 + panels * (width / 2 * Q + width * Q) + key_tile * Q + key_tile / 2 * Q;
+  static size_t scratch_bytes(const BandedProblem& problem, int64_t num_keys, bool) {
+    const int64_t width = padded(problem.D, 32), rows = padded(num_keys, key_group) + key_group;
+    const int64_t words = rows * width + panels * (width / 2 * Q + width * Q) + key_tile * Q + key_tile / 2 * Q;
     return words * 4 + 16 * 64;
   }
 
   BandedBf16(const BandedProblem& problem, const BandedItem& item, void* scratch)
-      : problem(problem),
-        item(item),
-        chain(problem, item.head, item.residue),
+      : BandedRun(problem, item, key_group),
         D(problem.D),
         width(padded(problem.D, 32)),
         depth(width / 2),
-        left(clamp(problem.left[item.head], problem.S + problem.T)),
-        right(problem.right[item.head] < problem.S + problem.T ? problem.right[item.head] : problem.S + problem.T),
+        groups(padded(num_keys(), key_group) / key_group),
         scale(float(problem.scale) * log2e) {
-    keys_begin = clamp(item.begin + chain.shift - left, chain.num_keys);
-    keys_end = clamp(item.end + chain.shift + right, chain.num_keys);
-    if (keys_end < keys_begin) keys_end = keys_begin;
-    groups = padded(keys_end - keys_begin, key_group) / key_group;
-    char* next = static_cast<char*>(scratch);
-    auto take = [&next](int64_t words) {
-      char* at = next;
-      next += padded(words * 4, 64);
-      return at;
-    };
-    keys = reinterpret_cast<uint32_t*>(take(groups * key_group * depth));
-    values_t = reinterpret_cast<uint32_t*>(take(groups * width * 16));
-    strip = reinterpret_cast<float*>(take(key_tile * Q));
-    weights = reinterpret_cast<uint32_t*>(take(key_tile / 2 * Q));
+    ScratchPieces pieces{static_cast<char*>(scratch)};
+    keys = pieces.take<uint32_t>(groups * key_group * depth);
+    values_t = pieces.take<uint32_t>(groups * width * 16);
+    strip = pieces.take<float>(key_tile * Q);
+    weights = pieces.take<uint32_t>(key_tile / 2 * Q);
     for (Panel& p : panel) {
-      p.queries = reinterpret_cast<uint32_t*>(take(depth * Q));
-      p.sums = reinterpret_cast<float*>(take(width * Q));
+      p.queries = pieces.take<uint32_t>(depth * Q);
+      p.sums = pieces.take<float>(width * Q);
     }
   }
-
-  int64_t key_token(int64_t place) const { return item.residue + place * chain.step; }
-  int64_t query_token(int64_t index) const { return chain.first_query + index * chain.step; }
 
   // One row of bfloat16, padded with zeros to `width`.
   void copy_row(uint32_t* to, const void* from) const {
@@ -190,8 +160,8 @@ struct BandedBf16 {
     p.first = first;
     p.count = item.end - first < Q ? item.end - first : Q;
     p.place = first + chain.shift;
-    p.begin = clamp(p.place - left, chain.num_keys);
-    p.end = clamp(p.place + p.count + right, chain.num_keys);
+    p.begin = clamp(p.place - left);
+    p.end = clamp(p.place + p.count + right);
     p.begin = keys_begin + (p.begin - keys_begin) / key_group * key_group;
     p.end = p.end <= p.begin ? p.begin : keys_begin + padded(p.end - keys_begin, key_group);
     alignas(64) uint32_t rows[16][16];
@@ -216,9 +186,8 @@ struct BandedBf16 {
 
   void hide_masked_keys(int64_t a, int64_t b) {
     if (!problem.key_mask) return;
-    const bool* mask = problem.key_mask + item.batch * problem.S;
     for (int64_t k = a; k < b && k < keys_end; ++k)
-      if (!mask[key_token(k)])
+      if (hidden(k))
         for (int v = 0; v < Q; v += 16) V16::store(strip + (k - a) * Q + v, V16::all(-__builtin_inff()));
   }
 
@@ -292,7 +261,7 @@ struct BandedBf16 {
         }
       }
     for (int64_t i = 0; i < p.count; ++i) {
-      const int64_t at = (item.batch * problem.H + item.head) * problem.T + query_token(p.first + i);
+      const int64_t at = statistics_at(p.first + i);
       const bool nothing = p.row_max[i] == -__builtin_inff();
       static_cast<float*>(problem.lse)[at] =
           nothing ? -__builtin_inff() : (p.row_max[i] * scale + std::log2(p.row_sum[i])) * ln2;
@@ -310,7 +279,7 @@ struct BandedBf16 {
         begin = panel[used].begin < begin ? panel[used].begin : begin;
         end = panel[used].end > end ? panel[used].end : end;
       }
-      for (int64_t k0 = begin; k0 < end; k0 += key_tile)
+      for (int64_t k0 = begin / key_tile * key_tile; k0 < end; k0 += key_tile)
         for (int64_t i = 0; i < used; ++i) {
           Panel& p = panel[i];
           const int64_t a = p.begin > k0 ? p.begin : k0, b = p.end < k0 + key_tile ? p.end : k0 + key_tile;

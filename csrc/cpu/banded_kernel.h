@@ -8,7 +8,7 @@
 // Gimelshein 2018.
 
 template <class T, int Lanes>
-struct Banded {
+struct Banded : BandedRun {
   using V = Simd<T, Lanes>;
   using Vec = typename V::Vec;
   using Word = typename V::Bits;
@@ -20,13 +20,8 @@ struct Banded {
   static constexpr T log2e = T(1.4426950408889634), ln2 = T(0.6931471805599453);
   static_assert(Q % Lanes == 0 && key_tile % score_rows == 0);
 
-  const BandedProblem& problem;
-  const BandedItem& item;
-  const BandedChain chain;
   const int64_t D, width;  // head size, and that padded to whole vectors
-  const int64_t left, right;
-  int64_t keys_begin, keys_end;  // the item's keys, staged
-  uint32_t head_word = 0;        // dropout: hash of seed, batch and head
+  uint32_t head_word = 0;  // dropout: hash of seed, batch and head
 
   // Scratch.
   T *keys, *values;                       // [keys_end - keys_begin + slack][width]
@@ -40,44 +35,18 @@ struct Banded {
   static int64_t padded(int64_t n) { return (n + Lanes - 1) / Lanes * Lanes; }
   static constexpr int64_t slack = 16;  // rows that a register tile may read past the last key
 
-  // A window that outgrows the problem is cut to where it reaches everything.
-  static int64_t clamp_band(int64_t side, const BandedProblem& problem) {
-    return side < problem.S + problem.T ? side : problem.S + problem.T;
-  }
-
-  static size_t scratch_bytes(const BandedProblem& problem, int64_t longest_item, bool backward) {
-    int64_t most = 0;
-    for (int64_t h = 0; h < problem.H; ++h) {
-      const BandedChain chain(problem, h, 0);
-      const int64_t band = clamp_band(problem.left[h], problem) + clamp_band(problem.right[h], problem);
-      const int64_t reach = (longest_item < chain.num_queries ? longest_item : chain.num_queries) + band;
-      const int64_t staged = reach < chain.num_keys ? reach : chain.num_keys;
-      most = staged > most ? staged : most;
-    }
-    const int64_t width = padded(problem.D), rows = most + slack, strips = (key_tile + slack) * Q;
+  static size_t scratch_bytes(const BandedProblem& problem, int64_t num_keys, bool backward) {
+    const int64_t width = padded(problem.D), rows = num_keys + slack, strips = (key_tile + slack) * Q;
     const int64_t forward = 2 * rows * width + problem.D * Q + strips + Q * width;
     const int64_t more = 2 * rows * width + 2 * Q * width + problem.D * Q + strips;
     return (forward + (backward ? more : 0)) * sizeof(T) + 16 * 64;
   }
 
   Banded(const BandedProblem& problem, const BandedItem& item, void* scratch, bool backward)
-      : problem(problem),
-        item(item),
-        chain(problem, item.head, item.residue),
-        D(problem.D),
-        width(padded(problem.D)),
-        left(clamp_band(problem.left[item.head], problem)),
-        right(clamp_band(problem.right[item.head], problem)) {
-    keys_begin = clamp(item.begin + chain.shift - left, chain.num_keys);
-    keys_end = clamp(item.end + chain.shift + right, chain.num_keys);
-    if (keys_end < keys_begin) keys_end = keys_begin;
-    const int64_t rows = keys_end - keys_begin + slack, strip_size = (key_tile + slack) * Q;
-    T* next = static_cast<T*>(scratch);
-    auto take = [&next](int64_t n) {
-      T* at = next;
-      next += (n + 64 / sizeof(T) - 1) / (64 / sizeof(T)) * (64 / sizeof(T));
-      return at;
-    };
+      : BandedRun(problem, item), D(problem.D), width(padded(problem.D)) {
+    const int64_t rows = num_keys() + slack, strip_size = (key_tile + slack) * Q;
+    ScratchPieces pieces{static_cast<char*>(scratch)};
+    auto take = [&pieces](int64_t count) { return pieces.template take<T>(count); };
     keys = take(rows * width);
     values = take(rows * width);
     queries_t = take(D * Q);
@@ -98,17 +67,8 @@ struct Banded {
       head_word = next_counter(next_counter(problem.dropout.stream, uint32_t(item.batch)), uint32_t(item.head));
   }
 
-  static int64_t clamp(int64_t x, int64_t high) { return x < 0 ? 0 : x < high ? x : high; }
-  int64_t key_token(int64_t place) const { return item.residue + place * chain.step; }
-  int64_t query_token(int64_t index) const { return chain.first_query + index * chain.step; }
-  int64_t statistics_at(int64_t index) const {
-    return (item.batch * problem.H + item.head) * problem.T + query_token(index);
-  }
-  const T* key_row(int64_t place) const { return keys + (place - keys_begin) * width; }
-  const T* value_row(int64_t place) const { return values + (place - keys_begin) * width; }
-
   void stage(T* to, const Rows& rows) {
-    const int64_t count = keys_end - keys_begin;
+    const int64_t count = num_keys();
     read_rows(to, width, rows, item.batch, item.head, key_token(keys_begin), chain.step, count, D);
     for (int64_t i = count * width; i < (count + slack) * width; ++i) to[i] = 0;
   }
@@ -133,8 +93,8 @@ struct Banded {
     block.first = first;
     block.count = item.end - first < Q ? item.end - first : Q;
     block.place = first + chain.shift;
-    block.begin = clamp(block.place - left, chain.num_keys);
-    block.end = clamp(block.place + block.count + right, chain.num_keys);
+    block.begin = clamp(block.place - left);
+    block.end = clamp(block.place + block.count + right);
     return block;
   }
 
@@ -182,9 +142,8 @@ struct Banded {
 
   void hide_masked_keys(int64_t k0, int64_t k1) {
     if (!problem.key_mask) return;
-    const bool* mask = problem.key_mask + item.batch * problem.S;
     for (int64_t k = k0; k < k1; ++k)
-      if (!mask[key_token(k)])
+      if (hidden(k))
         for (int v = 0; v < query_vectors; ++v) V::store(strip + (k - k0) * Q + v * Lanes, V::all(-infinity()));
   }
 
@@ -204,11 +163,13 @@ struct Banded {
     Vec kept{};
     if constexpr (sizeof(T) == 4) {
       const typename V::Word first = V::load_words(stream_first + lane), second = V::load_words(stream_second + lane);
-      const typename V::Word draws = draw(first, second, uint32_t(key_token(k)));
+      typename V::Word draws;
+      draw(first, second, uint32_t(key_token(k)), draws);
       kept = draws >= problem.dropout.threshold ? V::all(T(problem.dropout.keep_scale)) : Vec{};
     } else {
       for (int i = 0; i < Lanes; ++i) {
-        const uint32_t one = draw(stream_first[lane + i], stream_second[lane + i], uint32_t(key_token(k)));
+        uint32_t one;
+        draw(stream_first[lane + i], stream_second[lane + i], uint32_t(key_token(k)), one);
         kept[i] = one >= problem.dropout.threshold ? T(problem.dropout.keep_scale) : T(0);
       }
     }

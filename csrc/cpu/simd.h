@@ -60,7 +60,7 @@ struct Simd {
       p = p * f + 6.9314718e-1f;
       p = p * f + 1.f;
       const Vec y = (Vec)((Word)p + ((Word)rounded << 23));
-      return x < lowest ? Vec{} : y;
+      return x >= lowest ? y : (x < lowest ? Vec{} : x);  // the sum of bits above can turn a NaN into a number
     }
   }
 };

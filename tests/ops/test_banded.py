@@ -143,19 +143,49 @@ def test_expanded_gradient():
     assert_close(grad, twin)
 
 
-def test_second_run_and_any_thread_count_are_bit_equal():
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("dropout_p", [0.0, 0.1])
+def test_second_run_and_any_thread_count_are_bit_equal(dtype, dropout_p):
     shape = (1, 2, 1500, 1500, 64, [(40, 40), (100, 0)], [1, 2])
-    inputs, options = case(shape, torch.float32, masked=True)
+    inputs, options = case(shape, dtype, masked=True)
     threads = torch.get_num_threads()
     try:
         results = []
-        for count in (threads, threads, 1):
+        for count in (1, 1, 2, 8):
             torch.set_num_threads(count)
-            results.append(run(*inputs, dropout_p=0.1, dropout_seed=5, **options))
+            results.append(run(*inputs, dropout_p=dropout_p, dropout_seed=5, **options))
     finally:
         torch.set_num_threads(threads)
     for other in results[1:]:
         assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+
+
+@pytest.mark.parametrize(("dtype", "head_size"), [(torch.bfloat16, 64), (torch.float32, 1024)], ids=str)
+def test_residue_classes_of_unequal_length(dtype, head_size):
+    """With one cached key, the second class of a dilation of 2 is longer than the first."""
+    query, key, value = random_inputs(1, 24, 257, 258, head_size, dtype)
+    out = banded_attention(query, key, value, window=(0, 0), dilation=2)
+    assert_close(out, value[:, :, 1:])
+
+
+@pytest.mark.parametrize("scale", [0.0, -0.3, 1.5])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 2e-5), (torch.bfloat16, 3e-2)], ids=str)
+def test_any_scale(scale, dtype, tolerance):
+    query, key, value = random_inputs(1, 2, 80, 80, 16, dtype)
+    visible = band_mask(2, 80, 80, (5, 5), 1)
+    wanted, _ = masked_attention(query.double(), key.double(), value.double(), visible, scale=scale)
+    assert_close(
+        banded_attention(query, key, value, window=(5, 5), scale=scale).double(), wanted, atol=tolerance, rtol=0
+    )
+
+
+def test_second_derivatives_are_refused():
+    query, key, value = random_inputs(1, 1, 8, 8, 4, requires_grad=True)
+    (grad,) = torch.autograd.grad(
+        banded_attention(query, key, value, window=(2, 2)).square().sum(), query, create_graph=True
+    )
+    with pytest.raises(NotImplementedError, match="second derivatives"):
+        torch.autograd.grad(grad.sum(), key)
 
 
 def test_rows_that_see_nothing_are_zero_with_zero_gradients():
@@ -256,6 +286,7 @@ QUERY, KEY = torch.zeros(1, 2, 5, 4), torch.zeros(1, 2, 6, 4)
         (dict(window=(1, 1), query=QUERY.double()), "one dtype"),
         (dict(window=(1, 1), query=QUERY.long()), "floating point"),
         (dict(window=(1, 1), value=KEY[..., :2]), "one shape"),
+        (dict(window=(1, 1), query=QUERY[..., :0], key=KEY[..., :0], value=KEY[..., :0]), "head size"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )

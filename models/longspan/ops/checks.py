@@ -1,6 +1,7 @@
 """Checks of operator arguments, once, at the public functions: the name, what came, what was wanted."""
 
 from collections.abc import Sequence
+from numbers import Integral
 
 import torch
 from torch import Tensor
@@ -8,13 +9,18 @@ from torch import Tensor
 NO_LIMIT = 1 << 40  # a window no sequence outgrows; what ``None`` becomes
 
 
+FLOATING = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+
+
 def check_attention_inputs(name: str, query: Tensor, key: Tensor, value: Tensor, key_mask: Tensor | None) -> None:
     """``query [B, H, T, D]``, ``key, value [B, H or 1, S, D]`` of one dtype, ``key_mask [B, S]`` bool."""
     for label, tensor in (("query", query), ("key", key), ("value", value)):
         if tensor.dim() != 4:
             raise ValueError(f"{name}: {label} must be [batch, heads, tokens, head size], got {list(tensor.shape)}")
-        if not tensor.is_floating_point():
-            raise ValueError(f"{name}: {label} must be floating point, got {tensor.dtype}")
+        if tensor.dtype not in FLOATING:
+            raise ValueError(f"{name}: {label} must be floating point of 16 to 64 bits, got {tensor.dtype}")
+        if tensor.shape[3] == 0:
+            raise ValueError(f"{name}: {label} must have a head size of at least 1, got {list(tensor.shape)}")
     if key.shape != value.shape:
         raise ValueError(f"{name}: key {list(key.shape)} and value {list(value.shape)} must have one shape")
     if key.shape[0] != query.shape[0] or key.shape[3] != query.shape[3]:
@@ -48,6 +54,8 @@ def check_dropout(name: str, dropout_p: float, dropout_seed: Tensor | int | None
             f"{name}: dropout_p = {dropout_p} needs dropout_seed, a 0-dim int64 tensor drawn by the caller"
         )
     if isinstance(dropout_seed, int):
+        if not -(2**63) <= dropout_seed < 2**63:
+            raise ValueError(f"{name}: dropout_seed must fit 64 bits, got {dropout_seed}")
         return torch.tensor(dropout_seed, dtype=torch.int64, device=device)
     if dropout_seed.dim() != 0 or dropout_seed.dtype != torch.int64:
         raise ValueError(
@@ -71,7 +79,7 @@ def parse_band(name: str, window, dilation, num_heads: int) -> tuple[list[int], 
     """The public ``window`` and ``dilation`` -> (left, right, dilation) per head, with ``None`` as ``NO_LIMIT``."""
 
     def is_integer(value) -> bool:
-        return isinstance(value, int) and not isinstance(value, bool)
+        return isinstance(value, Integral) and not isinstance(value, bool)
 
     def is_pair(value) -> bool:
         return (
@@ -79,14 +87,14 @@ def parse_band(name: str, window, dilation, num_heads: int) -> tuple[list[int], 
         )
 
     pairs = per_head(name, "window (left, right)", window, is_pair, num_heads)
-    left = [NO_LIMIT if pair[0] is None else min(pair[0], NO_LIMIT) for pair in pairs]
-    right = [NO_LIMIT if pair[1] is None else min(pair[1], NO_LIMIT) for pair in pairs]
+    left = [NO_LIMIT if pair[0] is None else min(int(pair[0]), NO_LIMIT) for pair in pairs]
+    right = [NO_LIMIT if pair[1] is None else min(int(pair[1]), NO_LIMIT) for pair in pairs]
     if any(side < 0 for side in left) or any(side < -1 for side in right):
         raise ValueError(
             f"{name}: window must be (left >= 0, right >= -1) in steps of the dilation, or None for no limit; "
             f"got {window!r}"
         )
-    steps = per_head(name, "dilation", dilation, is_integer, num_heads)
+    steps = [min(int(step), NO_LIMIT) for step in per_head(name, "dilation", dilation, is_integer, num_heads)]
     if any(step < 1 for step in steps):
         raise ValueError(f"{name}: dilation must be at least 1 (1 = every token), got {dilation!r}")
     return left, right, steps

@@ -193,7 +193,11 @@ def register_attention(name: str, arguments: str, tiles: Tiles) -> Any:
         grads = backward_op(grad_out, grad_lse, query, key, value, out, lse, key_mask, seed, *ctx.options)
         return *grads, *unused
 
+    def second_derivative(ctx, *grads):
+        raise NotImplementedError(f"longspan::{name}: second derivatives are not implemented")
+
     torch.library.register_autograd(f"longspan::{name}", backward, setup_context=setup_context, lib=LIBRARY)
+    torch.library.register_autograd(f"longspan::{name}_backward", second_derivative, lib=LIBRARY)
     return getattr(torch.ops.longspan, name).default
 
 
