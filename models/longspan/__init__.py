@@ -1,0 +1,42 @@
+"""longspan: long-document transformers for Hugging Face transformers 5.
+
+Importing it registers the architectures with transformers' Auto classes and the pipelines with ``pipeline``.
+"""
+
+from longspan import ops
+from longspan.convert_to_long import convert_to_long
+from longspan.data.collators import LongDocumentCollator
+from longspan.longformer import (
+    LongformerConfig,
+    LongformerForMaskedLM,
+    LongformerForMultipleChoice,
+    LongformerForQuestionAnswering,
+    LongformerForSequenceClassification,
+    LongformerForTokenClassification,
+    LongformerModel,
+    LongformerPreTrainedModel,
+)
+from longspan.longformer.tokenization_longformer import LongformerTokenizer
+from longspan.pipelines import LongQuestionAnsweringPipeline, LongTextClassificationPipeline
+from longspan.registry import register_auto_classes
+
+__version__ = "0.1.0"
+
+register_auto_classes()
+
+__all__ = [
+    "LongDocumentCollator",
+    "LongQuestionAnsweringPipeline",
+    "LongTextClassificationPipeline",
+    "LongformerConfig",
+    "LongformerForMaskedLM",
+    "LongformerForMultipleChoice",
+    "LongformerForQuestionAnswering",
+    "LongformerForSequenceClassification",
+    "LongformerForTokenClassification",
+    "LongformerModel",
+    "LongformerPreTrainedModel",
+    "LongformerTokenizer",
+    "convert_to_long",
+    "ops",
+]

@@ -1,0 +1,63 @@
+"""The one list of architectures: Auto classes, documentation and the common tests derive from it."""
+
+from dataclasses import dataclass
+
+import transformers
+from transformers import AutoConfig, AutoTokenizer
+
+from longspan import longformer
+from longspan.base import LongspanConfig, LongspanPreTrainedModel
+from longspan.longformer.tokenization_longformer import LongspanLongformerTokenizer
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """One architecture.
+
+    Args:
+        name: its folder below ``longspan/``, ``configs/`` and ``tests/``.
+        config_class: its configuration.
+        model_classes: the backbone first, then the classes with a head.
+        tokenizer_class: what ``AutoTokenizer`` makes for it, or None where any tokenizer of transformers serves.
+    """
+
+    name: str
+    config_class: type[LongspanConfig]
+    model_classes: tuple[type[LongspanPreTrainedModel], ...]
+    tokenizer_class: type | None = None
+
+    def auto_classes(self) -> dict[str, type[LongspanPreTrainedModel]]:
+        """Name of transformers' Auto class -> our class: AutoModel, AutoModelForMaskedLM, ..."""
+        backbone, *heads = self.model_classes
+        architecture = backbone.__name__.removesuffix("Model")
+        return {"AutoModel": backbone} | {
+            "AutoModel" + head.__name__.removeprefix(architecture): head for head in heads
+        }
+
+
+ARCHITECTURES = (
+    Architecture(
+        "longformer",
+        longformer.LongformerConfig,
+        (
+            longformer.LongformerModel,
+            longformer.LongformerForMaskedLM,
+            longformer.LongformerForSequenceClassification,
+            longformer.LongformerForTokenClassification,
+            longformer.LongformerForQuestionAnswering,
+            longformer.LongformerForMultipleChoice,
+        ),
+        LongspanLongformerTokenizer,
+    ),
+)
+
+
+def register_auto_classes() -> None:
+    """Make transformers' Auto classes find every architecture. Called when longspan is imported."""
+    for architecture in ARCHITECTURES:
+        config_class = architecture.config_class
+        AutoConfig.register(config_class.model_type, config_class, exist_ok=True)
+        for auto_class, model_class in architecture.auto_classes().items():
+            getattr(transformers, auto_class).register(config_class, model_class, exist_ok=True)
+        if architecture.tokenizer_class is not None:
+            AutoTokenizer.register(config_class, tokenizer_class=architecture.tokenizer_class, exist_ok=True)

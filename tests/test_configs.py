@@ -1,0 +1,38 @@
+"""Every published size in ``configs/``: it loads, has its number of parameters, and survives a round trip."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoConfig
+
+from longspan.registry import ARCHITECTURES
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+FILES = sorted(CONFIGS.glob("*/*.json"))
+PARAMETERS = {  # of the backbone, pooler included
+    "longformer/base-4096": 148_659_456,
+    "longformer/large-4096": 434_600_960,
+}
+
+
+def test_all_sizes_are_listed():
+    assert {str(file.relative_to(CONFIGS).with_suffix("")) for file in FILES} == set(PARAMETERS)
+    assert {file.parent.name for file in FILES} <= {architecture.name for architecture in ARCHITECTURES}
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: f"{file.parent.name}/{file.stem}")
+def test_size(file, tmp_path):
+    config = AutoConfig.from_pretrained(file)
+    (architecture,) = [entry for entry in ARCHITECTURES if entry.name == file.parent.name]
+    assert type(config) is architecture.config_class
+    with torch.device("meta"):
+        model = architecture.model_classes[0](config)
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    assert parameters == PARAMETERS[f"{file.parent.name}/{file.stem}"]
+    config.save_pretrained(tmp_path)
+    written = json.loads((tmp_path / "config.json").read_text())
+    given = json.loads(file.read_text())
+    assert given.items() <= written.items()
+    assert AutoConfig.from_pretrained(tmp_path).to_diff_dict() == config.to_diff_dict()
