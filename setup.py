@@ -38,7 +38,10 @@ def extension():
         sorted(map(str, [*CSRC.glob("*.cpp"), *CSRC.glob("cpu/*.cpp")])) + cuda_sources,
         depends=sorted(map(str, [*CSRC.rglob("*.h"), *CSRC.rglob("*.cuh")])),
         include_dirs=[str(CSRC.resolve())],
-        extra_compile_args={"cxx": ["-O3", "-fno-math-errno", "-Wno-psabi", "-Wno-maybe-uninitialized", STABLE_ABI], "nvcc": ["-O3", STABLE_ABI]},
+        extra_compile_args={
+            "cxx": ["-O3", "-fno-math-errno", "-Wno-psabi", "-Wno-maybe-uninitialized", STABLE_ABI],
+            "nvcc": ["-O3", STABLE_ABI],
+        },
         libraries=libraries,
         library_dirs=library_dirs,
         py_limited_api=True,
