@@ -12,6 +12,7 @@ import os
 import random
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("GOMP_SPINCOUNT", "0")  # threads that wait must not spin: it stalls whatever else computes here
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -85,7 +86,7 @@ def main() -> None:
         f"  {len(data['train'])} agreements to train on, {len(test)} of other families to test on: {', '.join(names)}"
     )
     short = minilm_folder()
-    model = longspan.convert_to_long(
+    model: Any = longspan.convert_to_long(
         short,
         max_length=LONGEST,
         attention_window=256,

@@ -8,6 +8,8 @@ B batch, H heads, T queries, S keys, D head size, W = left + right + 1 columns o
 Windows and dilations may differ per head. Beltagy et al. 2020 (Longformer), section 3.1; Child et al. 2019.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -65,7 +67,7 @@ def banded_attention(
     dropout_p: float = 0.0,
     dropout_seed: Tensor | int | None = None,
     return_lse: bool = False,
-) -> Tensor | tuple[Tensor, Tensor]:
+) -> Any:  # Tensor, or with return_lse a pair of them
     """Softmax attention inside a band, in time and memory linear in the length.
 
     Args:
@@ -125,7 +127,7 @@ def banded_scores(
     num_queries, num_keys = query.shape[2], key.shape[2]
     left = [min(side, num_keys) for side in left]
     right = [min(side, num_keys) for side in right]
-    scale = query.shape[3] ** -0.5 if scale is None else float(scale)
+    factor = query.shape[3] ** -0.5 if scale is None else float(scale)
     dtype = statistics_dtype(query.dtype)
     columns = torch.arange(-max(left, default=0), max(right, default=0) + 1, device=query.device)  # [W]
     place = torch.arange(num_queries, device=query.device) + num_keys - num_queries
@@ -135,7 +137,7 @@ def banded_scores(
         seen = (columns >= -before) & (columns <= after) & (index >= 0) & (index < num_keys)
         index = index.clamp(0, max(0, num_keys - 1))
         neighbours = key[:, head].to(dtype)[:, index]  # [B, T, W, D]
-        scores = torch.einsum("btd,btwd->btw", query[:, head].to(dtype), neighbours) * scale
+        scores = torch.einsum("btd,btwd->btw", query[:, head].to(dtype), neighbours) * factor
         visible = seen if key_mask is None else seen & key_mask[:, index]
         per_head.append(scores.masked_fill(~visible, -torch.inf))
     if not per_head:

@@ -4,6 +4,8 @@ B batch, H heads, T tokens, D head size. Reformer's local layers (Kitaev et al. 
 no-overlap variant; LSH attention is a sort, this tile, and a merge.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -48,7 +50,7 @@ def block_attention(
     dropout_p: float = 0.0,
     dropout_seed: Tensor | int | None = None,
     return_lse: bool = False,
-) -> Tensor | tuple[Tensor, Tensor]:
+) -> Any:  # Tensor, or with return_lse a pair of them
     """Softmax attention to whole neighbouring blocks, linear in the length.
 
     Args:

@@ -4,6 +4,8 @@ B batch, H heads, T queries, S keys, D head size. What global tokens, persistent
 blocks, so nothing of size T x S is ever held. Joined with a window by ``longspan.ops.merge``.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -46,7 +48,7 @@ def dense_attention(
     dropout_p: float = 0.0,
     dropout_seed: Tensor | int | None = None,
     return_lse: bool = False,
-) -> Tensor | tuple[Tensor, Tensor]:
+) -> Any:  # Tensor, or with return_lse a pair of them
     """Softmax attention of every query to every visible key, by blocks.
 
     Args:
