@@ -24,7 +24,7 @@ from transformers.utils import logging as transformers_logging
 import longspan
 import longspan.pipelines
 from longspan.data import LongDocumentCollator
-from longspan.data.packages import minilm_folder
+from longspan.data.packages import PackageUnavailable, minilm_folder
 from longspan.data.questions import load_questions
 from longspan.data.reading import EncodedQuestion, ShortWindows, encode_questions
 from longspan.longformer.tokenization_longformer import to_longformer_tokenizer
@@ -260,4 +260,7 @@ def mean(values: list[float]) -> float:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except PackageUnavailable as error:
+        raise SystemExit(str(error)) from None

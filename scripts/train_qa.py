@@ -21,7 +21,7 @@ from transformers.utils import logging as transformers_logging
 
 import longspan
 from longspan.data import LongDocumentCollator
-from longspan.data.packages import minilm_folder
+from longspan.data.packages import PackageUnavailable, minilm_folder
 from longspan.data.questions import load_questions
 from longspan.data.reading import EncodedQuestion, encode_questions
 from longspan.data.several import QuestionGroup, SeveralQuestionWindows, group_questions
@@ -49,7 +49,10 @@ def main(argv: list[str] | None = None) -> dict[str, dict[str, float]]:
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     decisive = {name: getattr(options, name) for name in ("batches", "windows", "most", "seed", "cut")}
-    checkpoint = claim_folder(options.output, decisive, resume=options.resume)
+    try:
+        checkpoint = claim_folder(options.output, decisive, resume=options.resume)
+    except ValueError as error:
+        raise SystemExit(str(error)) from None
 
     heading("1  Questions and a short encoder")
     short = minilm_folder()
@@ -170,4 +173,7 @@ def scores(name: str, row: Result) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except PackageUnavailable as error:
+        raise SystemExit(str(error)) from None

@@ -17,6 +17,7 @@
 #include <vector>
 
 #include "cpu/isa.h"
+#include "cpu/tensors.h"
 
 namespace longspan::cpu {
 namespace {
@@ -24,34 +25,6 @@ namespace {
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 using Ints = std::vector<int64_t>;
-
-Dtype dtype_of(const Tensor& tensor) {
-  switch (tensor.scalar_type()) {
-    case ScalarType::Float:
-      return Dtype::f32;
-    case ScalarType::BFloat16:
-      return Dtype::bf16;
-    case ScalarType::Half:
-      return Dtype::f16;
-    case ScalarType::Double:
-      return Dtype::f64;
-    default:
-      STD_TORCH_CHECK(false, "banded_attention: float32, bfloat16, float16 or float64 wanted");
-  }
-}
-
-ScalarType statistics_of(const Tensor& tensor) {
-  return tensor.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
-}
-
-// The kernels want the last dimension contiguous; any other strides are theirs to follow.
-Tensor with_rows(const Tensor& tensor) {
-  return tensor.stride(3) == 1 || tensor.size(3) <= 1 ? tensor : torch::stable::contiguous(tensor);
-}
-
-Rows rows_of(const Tensor& tensor) {
-  return {tensor.data_ptr(), dtype_of(tensor), tensor.stride(0), tensor.stride(1), tensor.stride(2)};
-}
 
 const BandedKernels& kernels_for(const Tensor& query) {
   if (query.scalar_type() == ScalarType::Double) return banded_portable_f64();

@@ -3,6 +3,7 @@ import torch
 from torch.testing import assert_close
 
 from longspan.ops import banded_attention, dense_attention, merge
+from longspan.ops.merge import _merge_pair, _merge_pair_backward
 
 from .brute_force import band_mask, masked_attention, random_inputs
 
@@ -34,6 +35,27 @@ def test_gradcheck():
     assert torch.autograd.gradcheck(lambda *x: merge(x[:3], x[3:]), [*outs, *lses])
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64], ids=str)
+def test_kernel_is_the_reference(dtype):
+    a, b, grad = (torch.randn(2, 37, 3, 10).to(dtype).transpose(1, 2) for _ in range(3))
+    statistics = torch.float64 if dtype == torch.float64 else torch.float32
+    a_lse, b_lse, grad_lse = (torch.randn(2, 3, 37, dtype=statistics) * 5 for _ in range(3))
+    a_lse[0, 0, :5] = b_lse[0, 0, 3:9] = -torch.inf
+    got = torch.ops.longspan.merge_pair(a, a_lse, b, b_lse)
+    assert got[0].stride() == a.stride()
+    assert_close(got, _merge_pair(a, a_lse, b, b_lse))
+    arguments = (grad, grad_lse, a, a_lse, b, b_lse)
+    assert_close(torch.ops.longspan.merge_pair_backward(*arguments), _merge_pair_backward(*arguments))
+    strided = [x.transpose(2, 3).contiguous().transpose(2, 3) for x in (a, b)]
+    assert_close(torch.ops.longspan.merge_pair(strided[0], a_lse, strided[1], b_lse), got, check_stride=False)
+
+
+def test_opcheck():
+    a, b = (torch.randn(1, 2, 5, 3, requires_grad=True) for _ in range(2))
+    a_lse, b_lse = (torch.randn(1, 2, 5, requires_grad=True) for _ in range(2))
+    torch.library.opcheck(torch.ops.longspan.merge_pair.default, (a, a_lse, b, b_lse))
+
+
 def test_rows_without_any_key():
     outs = [torch.randn(1, 1, 3, 2, requires_grad=True) for _ in range(2)]
     lses = [torch.tensor([[[0.0, -torch.inf, -torch.inf]]], requires_grad=True) for _ in range(2)]
@@ -49,5 +71,5 @@ def test_rows_without_any_key():
 def test_errors_teach():
     with pytest.raises(ValueError, match="at least one; got 0 and 0"):
         merge([], [])
-    with pytest.raises(ValueError, match="shape of its out"):
+    with pytest.raises(ValueError, match="shape of out"):
         merge([torch.zeros(1, 2, 3, 4)], [torch.zeros(1, 2, 4)])

@@ -56,9 +56,9 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(train, tmp_path, monkey
     half.mkdir()
     (half / "model.safetensors").write_bytes(b"half")
 
-    with pytest.raises(ValueError, match="checkpoint-4: --resume"):
+    with pytest.raises(SystemExit, match="checkpoint-4: --resume"):
         train(tmp_path / "killed")
-    with pytest.raises(ValueError, match=r"seed = 0 \(now 1\)"):
+    with pytest.raises(SystemExit, match=r"seed = 0 \(now 1\)"):
         train(tmp_path / "killed", "--resume", "--seed", "1")
     train(tmp_path / "killed", "--resume")
     expected, found = weights(tmp_path / "whole"), weights(tmp_path / "killed")

@@ -75,7 +75,8 @@ def _blocks_of(tiles, query, key, value, key_mask, seed, scale, dropout_p) -> It
         if at_rows is None:
             raise ValueError("a tile of some heads takes its rows as a slice")
         at_columns = (slice(None), slice(None) if key.shape[1] == 1 else heads, tile.columns)
-        q, k, v = query[at_rows].to(dtype), key[at_columns].to(dtype), value[at_columns].to(dtype)
+        q, k = query[at_rows].to(dtype), key[at_columns].to(dtype)
+        v = k if value is key else value[at_columns].to(dtype)
         scores = (q @ k.mT).mul_(scale)
         if tile.visible is not None:
             scores.masked_fill_(~tile.visible, -torch.inf)

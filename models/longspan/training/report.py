@@ -61,7 +61,8 @@ def sentence_around(text: str, start: int, end: int, width: int) -> str:
 def save_pretrained(folder: Path, model: Any, tokenizer: Any) -> Path:
     """Save model and tokenizer in ``folder``, which holds all of the old or all of the new, or after a kill nothing."""
     scratch = folder.with_name(f".{folder.name}.{os.getpid()}")
-    shutil.rmtree(scratch, ignore_errors=True)
+    for left_over in folder.parent.glob(f".{folder.name}.*"):  # of killed runs
+        shutil.rmtree(left_over, ignore_errors=True)
     model.save_pretrained(scratch)
     tokenizer.save_pretrained(scratch)
     shutil.rmtree(folder, ignore_errors=True)
