@@ -69,9 +69,9 @@ def _setup_context(ctx, inputs, output):
 def _backward(ctx, grad_out, grad_lse):
     if grad_out is None and grad_lse is None:
         return None, None, None, None
-    a = ctx.saved_tensors[0]
-    grad_out = torch.zeros_like(a) if grad_out is None else grad_out
-    return torch.ops.longspan.merge_pair_backward.default(grad_out, grad_lse, *ctx.saved_tensors)
+    saved = ctx.saved_tensors  # once: activation checkpointing unpacks it only once
+    grad_out = torch.zeros_like(saved[0]) if grad_out is None else grad_out
+    return torch.ops.longspan.merge_pair_backward.default(grad_out, grad_lse, *saved)
 
 
 torch.library.register_autograd("longspan::merge_pair", _backward, setup_context=_setup_context, lib=LIBRARY)
