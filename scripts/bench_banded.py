@@ -84,15 +84,16 @@ def inputs_for(head_size: int, dtype: torch.dtype, requires_grad: bool = False):
 
 
 def interleave(calls: dict, rounds: int) -> dict[str, float]:
-    """Median milliseconds of each call, every round running all of them."""
+    """Median milliseconds of each call: every round runs all of them, each once to warm up and twice to be timed."""
     times = {name: [] for name in calls}
     for _ in range(rounds):
         for name, call in calls.items():
-            for _ in range(2 if len(times[name]) else 1):
+            call()
+            for _ in range(2):
                 start = time.perf_counter()
                 call()
                 times[name].append((time.perf_counter() - start) * 1e3)
-    return {name: statistics.median(series[1:] or series) for name, series in times.items()}
+    return {name: statistics.median(series) for name, series in times.items()}
 
 
 def agree(results: dict, tolerance: float) -> None:
@@ -138,21 +139,21 @@ def forward_backward(head_size: int, rounds: int, peak: float) -> None:
 
 
 GROWTH = """
-import resource, sys, time, torch
+import sys, time, torch
 from longspan.ops import banded_attention
+from longspan.training.memory import PeakMemory
 length, threads = int(sys.argv[1]), int(sys.argv[2])
 torch.set_num_threads(threads)
 inputs = [torch.randn(1, 2, length, 64, requires_grad=True) for _ in range(3)]
-small = [x[:, :, :256].detach().requires_grad_() for x in inputs]
-banded_attention(*small, window=(256, 256)).sum().backward()
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-start = time.perf_counter()
-out = banded_attention(*inputs, window=(256, 256))
-middle = time.perf_counter()
-out.backward(torch.ones_like(out))
-end = time.perf_counter()
-after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-print(middle - start, end - middle, (after - before) / 1024)
+banded_attention(*[x[:, :, :256] for x in inputs], window=(256, 256)).sum().backward()
+for x in inputs: x.grad = None
+with PeakMemory() as memory:
+    start = time.perf_counter()
+    out = banded_attention(*inputs, window=(256, 256))
+    middle = time.perf_counter()
+    out.backward(torch.ones_like(out))
+    end = time.perf_counter()
+print(middle - start, end - middle, memory.mib)
 """
 
 

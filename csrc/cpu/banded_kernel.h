@@ -16,7 +16,7 @@ struct Banded : BandedRun {
   static constexpr int query_vectors = Q / Lanes;
   static constexpr int score_columns = 3;  // vectors of queries in one register tile of scores
   static constexpr int score_rows = RegisterTile<Lanes>::rows(score_columns);
-  static constexpr int64_t key_tile = 120;  // strip + values of a tile fit the first or second cache; 120 = 5 * 24
+  static constexpr int64_t key_tile = 96;  // strip and rows of a tile about fill the first cache
   static constexpr T log2e = T(1.4426950408889634), ln2 = T(0.6931471805599453);
   static_assert(Q % Lanes == 0 && key_tile % score_rows == 0);
 

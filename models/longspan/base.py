@@ -23,6 +23,7 @@ _INHERITED_NAMES = {
     *("quantization_config", "task_specific_params", "tie_last_hidden_states", "tokenizer_class", "torch_dtype"),
     "transformers_weights",
 }
+_WRITTEN_BY_TRAINER = {"use_cache"}  # into every configuration, whether the model generates or not
 
 
 @strict
@@ -63,7 +64,7 @@ class LongspanConfig(PreTrainedConfig):
     def from_dict(cls, config_dict: dict[str, Any], **kwargs):
         """As in transformers, but fields that nothing here uses are left out, and overrides are checked as a whole."""
         known = cls.known_names()
-        unused = sorted(config_dict.keys() - known)
+        unused = sorted(config_dict.keys() - known - _WRITTEN_BY_TRAINER)
         if unused:
             logger.warning("%s does not use these fields of the file: %s", cls.__name__, ", ".join(unused))
         values = {name: value for name, value in config_dict.items() if name in known}
