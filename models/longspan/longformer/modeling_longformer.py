@@ -44,7 +44,7 @@ from longspan.longformer.conversion import CHECKPOINT_NAMES
 
 logger = logging.get_logger(__name__)
 
-FEED_FORWARD_ROWS = 4096  # tokens the feed-forward layer takes at a time where no gradient is wanted
+FEED_FORWARD_ROWS = 1024  # tokens that the feed-forward layer takes at a time without gradients: they stay in cache
 
 
 class LongformerAttention(nn.Module):
