@@ -49,8 +49,8 @@ inline Dropout make_dropout(int64_t seed, double p) {
 // All draws of a query share two words: next_counter(hash of seed, batch and head; query), and its second_word.
 LONGSPAN_INLINE uint32_t second_word(uint32_t first) { return mix(first + kCounterStep); }
 
-template <class Word>
-LONGSPAN_INLINE void draw(const Word& first, const Word& second, uint32_t key, Word& out) {
+template <class Word, class Key>
+LONGSPAN_INLINE void draw(const Word& first, const Word& second, const Key& key, Word& out) {
   out = first ^ key;
   mix_in_place(out);
   out += second;

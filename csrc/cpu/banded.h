@@ -5,6 +5,7 @@
 
 #include "common/dropout.h"
 #include "cpu/rows.h"
+#include "cpu/scratch.h"
 
 namespace longspan::cpu {
 
@@ -75,17 +76,6 @@ struct BandedRun {
 
  private:
   static int64_t at_least(int64_t x, int64_t low) { return x < low ? low : x; }
-};
-
-// Hands out pieces of a scratch buffer, each on a cache line of its own.
-struct ScratchPieces {
-  char* next;
-  template <class T>
-  T* take(int64_t count) {
-    char* at = next;
-    next += (count * int64_t(sizeof(T)) + 63) / 64 * 64;
-    return reinterpret_cast<T*>(at);
-  }
 };
 
 struct BandedKernels {

@@ -21,7 +21,7 @@ struct Banded : BandedRun {
   static_assert(Q % Lanes == 0 && key_tile % score_rows == 0);
 
   const int64_t D, width;  // head size, and that padded to whole vectors
-  uint32_t head_word = 0;  // dropout: hash of seed, batch and head
+  DropoutLanes<T, Lanes, Q> dropout;
 
   // Scratch.
   T *keys, *values;                       // [keys_end - keys_begin + slack][width]
@@ -30,7 +30,6 @@ struct Banded : BandedRun {
   T *grad_keys, *grad_values;             // as keys
   T *queries, *grads, *grads_t, *strip2;  // [48][width], [48][width], [D][48], as strip
   T row_max[Q], row_sum[Q], row_lse[Q], row_delta[Q];
-  uint32_t stream_first[Q], stream_second[Q];
 
   static int64_t padded(int64_t n) { return (n + Lanes - 1) / Lanes * Lanes; }
   static constexpr int64_t slack = 16;  // rows that a register tile may read past the last key
@@ -43,7 +42,10 @@ struct Banded : BandedRun {
   }
 
   Banded(const BandedProblem& problem, const BandedItem& item, void* scratch, bool backward)
-      : BandedRun(problem, item), D(problem.D), width(padded(problem.D)) {
+      : BandedRun(problem, item),
+        D(problem.D),
+        width(padded(problem.D)),
+        dropout(problem.dropout, item.batch, item.head) {
     const int64_t rows = num_keys() + slack, strip_size = (key_tile + slack) * Q;
     ScratchPieces pieces{static_cast<char*>(scratch)};
     auto take = [&pieces](int64_t count) { return pieces.template take<T>(count); };
@@ -63,8 +65,6 @@ struct Banded : BandedRun {
     }
     stage(keys, problem.key);
     stage(values, problem.value);
-    if (problem.dropout.active)
-      head_word = next_counter(next_counter(problem.dropout.stream, uint32_t(item.batch)), uint32_t(item.head));
   }
 
   void stage(T* to, const Rows& rows) {
@@ -150,30 +150,7 @@ struct Banded : BandedRun {
   static constexpr T infinity() { return T(__builtin_inf()); }
 
   void start_dropout(const Block& block) {
-    if (!problem.dropout.active) return;
-    for (int64_t i = 0; i < Q; ++i) {
-      const uint32_t first = next_counter(head_word, uint32_t(query_token(block.first + i)));
-      stream_first[i] = first;
-      stream_second[i] = second_word(first);
-    }
-  }
-
-  // 1 / (1 - p) for kept pairs of key k and the lanes, 0 for dropped ones.
-  inline __attribute__((always_inline)) Vec keep(int64_t lane, int64_t k) const {
-    Vec kept{};
-    if constexpr (sizeof(T) == 4) {
-      const typename V::Word first = V::load_words(stream_first + lane), second = V::load_words(stream_second + lane);
-      typename V::Word draws;
-      draw(first, second, uint32_t(key_token(k)), draws);
-      kept = draws >= problem.dropout.threshold ? V::all(T(problem.dropout.keep_scale)) : Vec{};
-    } else {
-      for (int i = 0; i < Lanes; ++i) {
-        uint32_t one;
-        draw(stream_first[lane + i], stream_second[lane + i], uint32_t(key_token(k)), one);
-        kept[i] = one >= problem.dropout.threshold ? T(problem.dropout.keep_scale) : T(0);
-      }
-    }
-    return kept;
+    for (int64_t i = 0; dropout.active() && i < Q; ++i) dropout.set_query(i, query_token(block.first + i));
   }
 
   // The tile's scores become weights; row_max and row_sum take them in. Returns whether earlier sums must shrink by
@@ -204,7 +181,7 @@ struct Banded : BandedRun {
       V::store(shrink + lane, scale);
       for (int i = 0; i < Lanes; ++i) changed |= !(scale[i] == T(1));
       Vec sum = V::load(row_sum + lane) * scale, sum2{};
-      if (!problem.dropout.active) {
+      if (!dropout.active()) {
         int64_t k = k0;
         for (; k + 1 < k1; k += 2) {
           const Vec p = V::exp2(V::load(column + k * Q) - shift), p2 = V::exp2(V::load(column + (k + 1) * Q) - shift);
@@ -221,7 +198,7 @@ struct Banded : BandedRun {
       } else {
         for (int64_t k = k0; k < k1; ++k) {
           const Vec p = V::exp2(V::load(column + k * Q) - shift);
-          V::store(column + k * Q, p * keep(lane, k));
+          V::store(column + k * Q, p * dropout.keep(lane, key_token(k)));
           sum += p;
         }
       }
@@ -301,8 +278,8 @@ struct Banded : BandedRun {
       const Vec lse = V::load(row_lse + lane), delta = V::load(row_delta + lane);
       auto finish = [&](int64_t k, Vec p) {
         Vec dp = V::load(column2 + k * Q);
-        if (problem.dropout.active) {
-          const Vec kept = keep(lane, k);
+        if (dropout.active()) {
+          const Vec kept = dropout.keep(lane, key_token(k));
           V::store(column + k * Q, p * kept);
           dp *= kept;
         } else {

@@ -24,6 +24,9 @@ struct Simd {
   static inline __attribute__((always_inline)) Word load_words(const Bits* p) {
     return *reinterpret_cast<const UnalignedWord*>(p);
   }
+  static inline __attribute__((always_inline)) void store_words(Bits* p, Word x) {
+    *reinterpret_cast<UnalignedWord*>(p) = x;
+  }
   static inline __attribute__((always_inline)) Vec load(const T* p) { return *reinterpret_cast<const Unaligned*>(p); }
   static inline __attribute__((always_inline)) void store(T* p, Vec x) { *reinterpret_cast<Unaligned*>(p) = x; }
   static inline __attribute__((always_inline)) Vec all(T x) { return Vec{} + x; }
@@ -33,6 +36,12 @@ struct Simd {
     if constexpr (sizeof(Vec) == 32 && sizeof(T) == 4) return (Vec)_mm256_max_ps((__m256)a, (__m256)b);
 #endif
     return a > b ? a : b;
+  }
+
+  static inline __attribute__((always_inline)) T sum(Vec x) {
+    T total = 0;
+    for (int i = 0; i < Lanes; ++i) total += x[i];
+    return total;
   }
 
   static inline __attribute__((always_inline)) Word lane_index() {

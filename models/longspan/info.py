@@ -7,7 +7,7 @@ import transformers
 
 import longspan
 from longspan.ops import HAS_EXTENSION
-from longspan.ops.tiled import LIBRARY
+from longspan.ops.library import LIBRARY
 from longspan.registry import ARCHITECTURES
 from longspan.testing import cpu_isa, has_kernel
 

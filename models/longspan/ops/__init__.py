@@ -11,6 +11,9 @@ from importlib.util import find_spec
 from longspan.ops.banded import banded_attention, banded_scores
 from longspan.ops.block import block_attention
 from longspan.ops.dense import dense_attention
+from longspan.ops.dropout import seeded_dropout
+from longspan.ops.hashing import lsh_buckets
+from longspan.ops.lsh import bucket_attention, lsh_attention
 from longspan.ops.merge import merge
 
 HAS_EXTENSION = find_spec("longspan._C") is not None and not os.environ.get("LONGSPAN_NO_EXT")
@@ -24,6 +27,10 @@ __all__ = [
     "banded_attention",
     "banded_scores",
     "block_attention",
+    "bucket_attention",
     "dense_attention",
+    "lsh_attention",
+    "lsh_buckets",
     "merge",
+    "seeded_dropout",
 ]

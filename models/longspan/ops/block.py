@@ -17,10 +17,10 @@ def _block_tiles(query: Tensor, key: Tensor, size: int, before: int, after: int,
     length = query.shape[2]
     num_blocks = -(-length // size)
     for index, (q0, q1) in enumerate(blocks(length, size)):
-        neighbours = range(index - before, index + after + 1)
-        if wrap:
-            neighbours = dict.fromkeys(neighbour % num_blocks for neighbour in neighbours)  # each block once
-        for neighbour in neighbours:
+        for offset in range(-before, after + 1):
+            neighbour = index + offset
+            if wrap:  # an offset beyond the number of blocks is the block itself
+                neighbour = neighbour % num_blocks if abs(offset) <= num_blocks else index
             if not 0 <= neighbour < num_blocks or (causal and neighbour > index):
                 continue
             k0, k1 = neighbour * size, min((neighbour + 1) * size, length)
@@ -61,8 +61,8 @@ def block_attention(
         before: how many blocks before its own a query sees.
         after: how many blocks after its own a query sees.
         causal: never see a later position.
-        wrap: count neighbours modulo the number of blocks, so that the first block sees the last; each block is seen
-            once, however few there are.
+        wrap: count neighbours modulo the number of blocks, so that the first block sees the last, as Reformer's local
+            layers do. A block that is met twice counts twice.
         key_mask: bool ``[B, T]``, True where a key may be seen.
         scale: factor of the scores, ``D ** -0.5`` by default.
         dropout_p: probability with which each (query, key) pair is dropped after the softmax.

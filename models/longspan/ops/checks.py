@@ -12,15 +12,29 @@ NO_LIMIT = 1 << 40  # a window no sequence outgrows; what ``None`` becomes
 FLOATING = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
-def check_attention_inputs(name: str, query: Tensor, key: Tensor, value: Tensor, key_mask: Tensor | None) -> None:
-    """``query [B, H, T, D]``, ``key, value [B, H or 1, S, D]`` of one dtype, ``key_mask [B, S]`` bool."""
-    for label, tensor in (("query", query), ("key", key), ("value", value)):
+def check_rows(name: str, **tensors: Tensor) -> None:
+    """Floating point ``[B, H, T, D]`` with ``D >= 1``."""
+    for label, tensor in tensors.items():
         if tensor.dim() != 4:
             raise ValueError(f"{name}: {label} must be [batch, heads, tokens, head size], got {list(tensor.shape)}")
         if tensor.dtype not in FLOATING:
             raise ValueError(f"{name}: {label} must be floating point of 16 to 64 bits, got {tensor.dtype}")
         if tensor.shape[3] == 0:
             raise ValueError(f"{name}: {label} must have a head size of at least 1, got {list(tensor.shape)}")
+
+
+def check_key_mask(name: str, key_mask: Tensor | None, batch: int, keys: int) -> None:
+    wanted = [batch, keys]
+    if key_mask is not None and (list(key_mask.shape) != wanted or key_mask.dtype != torch.bool):
+        raise ValueError(
+            f"{name}: key_mask must be bool {wanted} ([batch, keys], True = may be seen), "
+            f"got {key_mask.dtype} {list(key_mask.shape)}"
+        )
+
+
+def check_attention_inputs(name: str, query: Tensor, key: Tensor, value: Tensor, key_mask: Tensor | None) -> None:
+    """``query [B, H, T, D]``, ``key, value [B, H or 1, S, D]`` of one dtype, ``key_mask [B, S]`` bool."""
+    check_rows(name, query=query, key=key, value=value)
     if key.shape != value.shape:
         raise ValueError(f"{name}: key {list(key.shape)} and value {list(value.shape)} must have one shape")
     if key.shape[0] != query.shape[0] or key.shape[3] != query.shape[3]:
@@ -29,13 +43,7 @@ def check_attention_inputs(name: str, query: Tensor, key: Tensor, value: Tensor,
         )
     if not query.dtype == key.dtype == value.dtype:
         raise ValueError(f"{name}: one dtype wanted, got query {query.dtype}, key {key.dtype}, value {value.dtype}")
-    if key_mask is not None:
-        wanted = [key.shape[0], key.shape[2]]
-        if list(key_mask.shape) != wanted or key_mask.dtype != torch.bool:
-            raise ValueError(
-                f"{name}: key_mask must be bool {wanted} ([batch, keys], True = may be seen), "
-                f"got {key_mask.dtype} {list(key_mask.shape)}"
-            )
+    check_key_mask(name, key_mask, key.shape[0], key.shape[2])
 
 
 def check_same_heads(name: str, query: Tensor, key: Tensor) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from longspan.ops.tiled import LIBRARY
+from longspan.ops.library import LIBRARY
 
 
 def _weights(a_lse: Tensor, b_lse: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -18,8 +18,7 @@ import torch
 from torch import Tensor
 
 from longspan.ops.dropout import keep_mask
-
-LIBRARY = torch.library.Library("longspan", "FRAGMENT")  # a module global: collected, it takes its operators with it
+from longspan.ops.library import LIBRARY
 
 QUERY_BLOCK = 128
 KEY_BLOCK = 1024
@@ -27,7 +26,7 @@ KEY_BLOCK = 1024
 
 @dataclass
 class Tile:
-    """Queries ``rows`` meet keys ``columns`` in ``heads``; each pair (row, column, head) stands in one tile at most."""
+    """Queries ``rows`` meet keys ``columns`` in ``heads``; a pair that stands in several tiles counts that often."""
 
     rows: slice | Tensor
     columns: slice | Tensor

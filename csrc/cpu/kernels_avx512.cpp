@@ -1,0 +1,49 @@
+// All attention and hashing kernels compiled for AVX-512.
+#include "cpu/isa.h"
+#ifdef LONGSPAN_X86
+#include <immintrin.h>
+#endif
+#include <torch/headeronly/util/Half.h>
+
+#include <cmath>
+#include <cstdint>
+#include <new>
+#include <type_traits>
+
+#include "cpu/banded.h"
+#include "cpu/dropout.h"
+#include "cpu/hashing.h"
+#include "cpu/scratch.h"
+#include "cpu/windows.h"
+
+namespace longspan::cpu {
+#ifdef LONGSPAN_X86
+LONGSPAN_TARGET_BEGIN("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")
+namespace {
+#include "cpu/simd.h"
+#include "cpu/gemm.h"
+#include "cpu/staging.h"
+#include "cpu/dropout_lanes.h"
+#include "cpu/banded_kernel.h"
+#include "cpu/windows_kernel.h"
+#include "cpu/hashing_kernel.h"
+#include "cpu/dropout_kernel.h"
+constexpr BandedKernels banded = Banded<float, 16>::kernels();
+constexpr WindowsKernels windows = Attend<float, 16>::kernels();
+constexpr HashingKernel hashing = Hashing<float, 16>::kernel();
+constexpr DropoutKernel dropout = &drop_elements<16>;
+}  // namespace
+LONGSPAN_TARGET_END
+
+const BandedKernels& banded_avx512() { return banded; }
+const WindowsKernels& windows_avx512() { return windows; }
+const HashingKernel& hashing_avx512() { return hashing; }
+const DropoutKernel dropout_avx512 = dropout;
+#else
+const BandedKernels& banded_avx512() { return banded_portable(); }
+const WindowsKernels& windows_avx512() { return windows_portable(); }
+const HashingKernel& hashing_avx512() { return hashing_portable(); }
+const DropoutKernel dropout_avx512 = dropout_portable;
+#endif
+
+}  // namespace longspan::cpu

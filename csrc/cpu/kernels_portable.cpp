@@ -1,0 +1,42 @@
+// All attention and hashing kernels in plain vectors of 16 bytes, for every processor, and in double precision.
+#include "cpu/isa.h"
+#ifdef LONGSPAN_X86
+#include <immintrin.h>
+#endif
+#include <torch/headeronly/util/Half.h>
+
+#include <cmath>
+#include <cstdint>
+#include <new>
+#include <type_traits>
+
+#include "cpu/banded.h"
+#include "cpu/dropout.h"
+#include "cpu/hashing.h"
+#include "cpu/scratch.h"
+#include "cpu/windows.h"
+
+namespace longspan::cpu {
+namespace {
+#include "cpu/simd.h"
+#include "cpu/gemm.h"
+#include "cpu/staging.h"
+#include "cpu/dropout_lanes.h"
+#include "cpu/banded_kernel.h"
+#include "cpu/windows_kernel.h"
+#include "cpu/hashing_kernel.h"
+#include "cpu/dropout_kernel.h"
+constexpr BandedKernels banded = Banded<float, 4>::kernels(), banded_f64 = Banded<double, 2>::kernels();
+constexpr WindowsKernels windows = Attend<float, 4>::kernels(), windows_f64 = Attend<double, 2>::kernels();
+constexpr HashingKernel hashing = Hashing<float, 4>::kernel(), hashing_f64 = Hashing<double, 2>::kernel();
+}  // namespace
+
+const BandedKernels& banded_portable() { return banded; }
+const BandedKernels& banded_portable_f64() { return banded_f64; }
+const WindowsKernels& windows_portable() { return windows; }
+const WindowsKernels& windows_portable_f64() { return windows_f64; }
+const HashingKernel& hashing_portable() { return hashing; }
+const HashingKernel& hashing_portable_f64() { return hashing_f64; }
+const DropoutKernel dropout_portable = &drop_elements<4>;
+
+}  // namespace longspan::cpu

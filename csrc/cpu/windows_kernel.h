@@ -1,0 +1,531 @@
+// Attention of one item (some chunks of one round), forward and backward, as ops/windows.py and ops/block.py define it.
+// Included inside an unnamed namespace between LONGSPAN_TARGET_BEGIN and _END, once per instruction set, after gemm.h,
+// staging.h and dropout_lanes.h.
+//
+// A block of up to 64 queries of a chunk meets the keys of neighbouring chunks in tiles of up to 128. As in
+// banded_kernel.h scores lie transposed, strip[key][query]. Staged chunks stay in a ring: a query's own chunk is the
+// next one's neighbour, so that each row is gathered once, and its gradient written once, in each round.
+// Rounds follow each other: the result of the rounds so far lies in `out` (not normalised), `lse` (their maximum) and
+// `sum`; the last round normalises. Scores are in units of log 2.
+
+enum class Rule { everything, not_self, earlier, not_later };  // by position, in the tokens' own order
+
+template <class T, int Lanes>
+struct Attend {
+  using V = Simd<T, Lanes>;
+  using Vec = typename V::Vec;
+  using Bits = typename V::Bits;
+  static constexpr int Q = kWindowQueries;
+  static constexpr int query_vectors = Q / Lanes;
+  static constexpr int score_columns = Lanes == 16 ? 4 : 2;  // vectors of queries in one register tile of scores
+  static constexpr int score_rows = RegisterTile<Lanes>::rows(score_columns);
+  static constexpr int64_t tile_keys = 128;
+  static constexpr int64_t slack = 24;  // rows that a register tile may touch past the last
+  static constexpr T log2e = T(1.4426950408889634), ln2 = T(0.6931471805599453);
+
+  // A staged chunk.
+  struct Entry {
+    int64_t chunk = -1, round, begin, count;  // slots begin .. begin + count of the round
+    bool in_tile = false;
+    T *keys, *values, *factors;  // [chunk + slack][width], the factor that made each key a unit vector
+    T *grad_keys, *grad_values;
+    Bits* tokens;
+    bool* hidden;
+  };
+  struct Piece {  // keys from .. from + count of an entry, at rows row .. of the strip
+    Entry* entry;
+    int64_t from, count, row;
+  };
+
+  const WindowsProblem& problem;
+  const WindowsItem& item;
+  const bool backward_pass;
+  const int64_t D, width;  // head size, and that padded to whole vectors
+  const int64_t per_round;
+  int64_t num_entries, num_pieces = 0, tile_rows = 0;
+  DropoutLanes<T, Lanes, Q> dropout;
+
+  // Scratch.
+  Entry* entries;
+  Piece* pieces;                          // of the tile
+  T *queries_t, *strip, *sums, *row;      // [D][64], [128 + slack][64], [64 + slack][width], [width]
+  T *queries, *grads, *grads_t, *strip2;  // [64 + slack][width] twice, [D][64], as strip
+  T row_max[Q], row_sum[Q], row_lse[Q], row_delta[Q], shrink[Q];
+  Bits row_token[Q], row_first[Q];
+
+  // The block of queries.
+  int64_t own, round, begin, count;  // chunk; slots begin .. begin + count of the round
+
+  static int64_t padded(int64_t n) { return (n + Lanes - 1) / Lanes * Lanes; }
+  static int64_t ring_of(const WindowsProblem& problem) {
+    const int64_t neighbours = problem.before + 1 + problem.after;
+    return neighbours < 8 ? neighbours : 8;
+  }
+
+  static size_t scratch_bytes(const WindowsProblem& problem, bool backward) {
+    const int64_t width = padded(problem.D), rows = problem.chunk + slack, entries = ring_of(problem);
+    const int64_t entry = rows * ((backward ? 4 : 2) * width * sizeof(T) + sizeof(T) + sizeof(Bits) + 1) + 7 * 64;
+    const int64_t strips = (tile_keys + slack) * Q, block = (Q + slack) * width;
+    const int64_t numbers =
+        problem.D * Q + strips + block + width + (backward ? 2 * block + problem.D * Q + strips : 0);
+    return size_t(entries * (entry + sizeof(Entry)) + tile_keys * sizeof(Piece) + numbers * sizeof(T) + 16 * 64);
+  }
+
+  Attend(const WindowsProblem& problem, const WindowsItem& item, void* scratch, bool backward_pass)
+      : problem(problem),
+        item(item),
+        backward_pass(backward_pass),
+        D(problem.D),
+        width(padded(problem.D)),
+        per_round(problem.chunks()),
+        num_entries(ring_of(problem)),
+        dropout(problem.dropout, item.batch, item.head) {
+    ScratchPieces at{static_cast<char*>(scratch)};
+    auto zeros = [&at](int64_t count) {
+      T* piece = at.template take<T>(count);
+      for (int64_t i = 0; i < count; ++i) piece[i] = 0;
+      return piece;
+    };
+    const int64_t rows = problem.chunk + slack;
+    entries = at.template take<Entry>(num_entries);
+    for (int64_t i = 0; i < num_entries; ++i) {
+      Entry& entry = *new (entries + i) Entry();
+      entry.keys = zeros(rows * width);
+      entry.values = zeros(rows * width);
+      entry.factors = zeros(rows);
+      if (backward_pass) entry.grad_keys = zeros(rows * width), entry.grad_values = zeros(rows * width);
+      entry.tokens = at.template take<Bits>(rows);
+      entry.hidden = at.template take<bool>(rows);
+    }
+    pieces = at.template take<Piece>(tile_keys);
+    queries_t = zeros(D * Q);
+    strip = zeros((tile_keys + slack) * Q);
+    sums = zeros((Q + slack) * width);
+    row = zeros(width);
+    if (backward_pass) {
+      queries = zeros((Q + slack) * width);
+      grads = zeros((Q + slack) * width);
+      grads_t = zeros(D * Q);
+      strip2 = zeros((tile_keys + slack) * Q);
+    }
+  }
+
+  static constexpr T infinity() { return T(__builtin_inf()); }
+
+  int64_t token_at(int64_t round, int64_t slot) const {
+    return problem.order ? problem.order[problem.at_slot(item.batch, item.head, round * problem.T + slot)] : slot;
+  }
+  int64_t first_at(int64_t round, int64_t slot) const {
+    return problem.first[problem.at_slot(item.batch, item.head, round * problem.T + slot)];
+  }
+  char* row_at(const Rows& rows, int64_t token) const { return row_of(rows, item.batch, item.head, token); }
+  void load(T* to, const Rows& rows, int64_t token) const { read_row(to, row_at(rows, token), rows.dtype, D); }
+
+  // The staged chunk; whoever held its place has written its gradients.
+  Entry& stage(int64_t chunk) {
+    Entry& entry = entries[chunk % num_entries];
+    if (entry.chunk == chunk) return entry;
+    if (backward_pass) release(entry);
+    entry.chunk = chunk;
+    entry.round = chunk / per_round;
+    entry.begin = chunk % per_round * problem.chunk;
+    entry.count = problem.T - entry.begin < problem.chunk ? problem.T - entry.begin : problem.chunk;
+    for (int64_t i = 0; i < entry.count; ++i) {
+      const int64_t token = token_at(entry.round, entry.begin + i);
+      T *key = entry.keys + i * width, *value = entry.values + i * width;
+      entry.tokens[i] = Bits(token);
+      entry.hidden[i] = problem.key_mask && !problem.key_mask[item.batch * problem.T + token];
+      load(key, problem.shared ? problem.query : problem.key, token);
+      load(value, problem.value, token);
+      if (!problem.shared) continue;
+      entry.factors[i] = T(1) / std::sqrt(dot(key, key) + T(D) * T(1e-6));
+      for (int64_t d = 0; d < width; ++d) key[d] *= entry.factors[i];
+    }
+    if (backward_pass)
+      for (int64_t i = 0; i < (entry.count + slack) * width; ++i) entry.grad_keys[i] = entry.grad_values[i] = 0;
+    return entry;
+  }
+
+  T dot(const T* a, const T* b) const {  // over padded rows
+    Vec sum{};
+    for (int64_t d = 0; d < width; d += Lanes) sum += V::load(a + d) * V::load(b + d);
+    return V::sum(sum);
+  }
+
+  // Adds the gradients of a staged chunk to those of its tokens: k = x f, f = (|x|^2 + D 1e-6)^(-1/2).
+  void release(Entry& entry) {
+    for (int64_t i = 0; entry.chunk >= 0 && i < entry.count; ++i) {
+      if (entry.hidden[i]) continue;
+      const int64_t token = int64_t(entry.tokens[i]);
+      T* to = reinterpret_cast<T*>(row_at(problem.shared ? problem.grad_query : problem.grad_key, token));
+      T* to_value = reinterpret_cast<T*>(row_at(problem.grad_value, token));
+      const T *grad = entry.grad_keys + i * width, *grad_value = entry.grad_values + i * width;
+      const T* key = entry.keys + i * width;
+      const T factor = problem.shared ? entry.factors[i] : T(1), along = problem.shared ? dot(key, grad) : T(0);
+      for (int64_t d = 0; d < D; ++d) {
+        to[d] += factor * (grad[d] - along * key[d]);
+        to_value[d] += grad_value[d];
+      }
+    }
+    entry.chunk = -1;
+  }
+
+  // to[d][query] = factor * rows[query][d]
+  void transpose(const T* rows, T factor, T* to) const {
+    for (int64_t i = 0; i < count; ++i)
+      for (int64_t d = 0; d < D; ++d) to[d * Q + i] = rows[i * width + d] * factor;
+  }
+
+  void start_block(int64_t chunk, int64_t from, T* rows) {
+    own = chunk, round = chunk / per_round;
+    begin = chunk % per_round * problem.chunk + from;
+    int64_t end = chunk % per_round * problem.chunk + problem.chunk;
+    if (end > problem.T) end = problem.T;
+    count = end - begin < Q ? end - begin : Q;
+    for (int64_t i = 0; i < count; ++i) {
+      const int64_t token = token_at(round, begin + i);
+      row_token[i] = Bits(token);
+      if (problem.first) row_first[i] = Bits(first_at(round, begin + i));
+      if (dropout.active()) dropout.set_query(i, token);
+      load(rows + i * width, problem.query, token);
+    }
+    transpose(rows, T(problem.scale) * log2e, queries_t);
+    for (int64_t i = count; i < Q; ++i) {
+      row_token[i] = row_first[i] = 0;
+      for (int64_t d = 0; d < D; ++d) queries_t[d * Q + i] = 0;
+    }
+  }
+
+  // Whether no query of the block can see any of the slots a .. b of a chunk.
+  bool out_of_reach(int64_t other_round, int64_t a, int64_t b) const {
+    const int64_t last = begin + count - 1;
+    if (!problem.order && problem.causal && a > last) return true;
+    if (!problem.same_bucket) return false;
+    if (other_round != round) return true;
+    const int64_t first = int64_t(row_first[0]);  // the block's first bucket
+    const int64_t low = problem.reach >= 0 && begin - problem.reach > first ? begin - problem.reach : first;
+    return b <= low || first_at(round, a) > last || (problem.reach >= 0 && a > last);
+  }
+
+  // Fills tiles with the keys of all neighbours and calls body() for each tile.
+  template <class Body>
+  void over_tiles(Body&& body) {
+    auto flush = [&] {
+      if (num_pieces) body();
+      for (int64_t i = 0; i < num_pieces; ++i) pieces[i].entry->in_tile = false;
+      num_pieces = tile_rows = 0;
+    };
+    for (int64_t offset = -problem.before; offset <= problem.after; ++offset) {
+      const int64_t chunk = problem.neighbour(own, offset);
+      if (chunk < 0) continue;
+      const int64_t other_round = chunk / per_round, first = chunk % per_round * problem.chunk;
+      const int64_t length = problem.T - first < problem.chunk ? problem.T - first : problem.chunk;
+      for (int64_t from = 0; from < length;) {
+        if (tile_rows == tile_keys) flush();
+        const int64_t room = tile_keys - tile_rows, n = length - from < room ? length - from : room;
+        if (!out_of_reach(other_round, first + from, first + from + n)) {
+          Entry& place = entries[chunk % num_entries];
+          if (place.in_tile && place.chunk != chunk) flush();
+          stage(chunk).in_tile = true;
+          pieces[num_pieces++] = {&place, from, n, tile_rows};
+          tile_rows += n;
+        }
+        from += n;
+      }
+    }
+    flush();
+  }
+
+  int lanes_used() const { return int((count + Lanes - 1) / Lanes); }
+
+  // strip[row][query] = sum_d rows[key][d] columns_t[d][query]
+  void scores(const Piece& piece, const T* rows, const T* columns_t, T* to) const {
+    for (int64_t k = 0; k < piece.count; k += score_rows) {
+      const T* a = rows + (piece.from + k) * width;
+      by_width<score_columns>(0, lanes_used(), [&](auto columns, int v) {
+        micro_gemm<T, Lanes, score_rows, columns(), Walk::rows, false>(
+            a, width, columns_t + v * Lanes, Q, D, to + (piece.row + k) * Q + v * Lanes, Q);
+      });
+    }
+  }
+
+  template <Rule rule>
+  inline __attribute__((always_inline)) Vec hide(Vec score, typename V::Word tokens, Bits key) const {
+    if constexpr (rule == Rule::not_self) return tokens != key ? score : V::all(-infinity());
+    if constexpr (rule == Rule::earlier) return tokens > key ? score : V::all(-infinity());
+    if constexpr (rule == Rule::not_later) return tokens >= key ? score : V::all(-infinity());
+    return score;
+  }
+
+  // Scores of the tile: -inf where not visible.
+  template <Rule rule>
+  void hide_by_position() {
+    for (int64_t i = 0; i < num_pieces; ++i) {
+      const Piece& piece = pieces[i];
+      for (int64_t k = 0; k < piece.count; ++k) {
+        T* at = strip + (piece.row + k) * Q;
+        const Bits key = piece.entry->tokens[piece.from + k];
+        const bool hidden = piece.entry->hidden[piece.from + k];
+        for (int v = 0; v < lanes_used(); ++v) {
+          const Vec score = hidden ? V::all(-infinity()) : V::load(at + v * Lanes);
+          V::store(at + v * Lanes, hide<rule>(score, V::load_words(row_token + v * Lanes), key));
+        }
+      }
+    }
+  }
+
+  void hide_scores() {
+    if (problem.shared && problem.causal)
+      hide_by_position<Rule::earlier>();
+    else if (problem.shared)
+      hide_by_position<Rule::not_self>();
+    else if (problem.causal)
+      hide_by_position<Rule::not_later>();
+    else if (problem.key_mask)
+      hide_by_position<Rule::everything>();
+    if (problem.same_bucket) hide_by_bucket();
+    if (problem.deduplicate) divide_by_copies();
+  }
+
+  void hide_by_bucket() {
+    for (int64_t i = 0; i < num_pieces; ++i) {
+      const Piece& piece = pieces[i];
+      for (int64_t k = 0; k < piece.count; ++k) {
+        const int64_t slot = piece.entry->begin + piece.from + k, first = first_at(piece.entry->round, slot);
+        T* at = strip + (piece.row + k) * Q;
+        for (int64_t q = 0; q < count; ++q) {
+          const bool same = piece.entry->round == round && int64_t(row_first[q]) == first;
+          if (!same || (problem.reach >= 0 && begin + q - slot > problem.reach)) at[q] = -infinity();
+        }
+      }
+    }
+  }
+
+  // Subtracts log2 N from each visible score, N = how often the query finds the key in all rounds.
+  void divide_by_copies() {
+    for (int64_t i = 0; i < num_pieces; ++i) {
+      const Piece& piece = pieces[i];
+      for (int64_t k = 0; k < piece.count; ++k) {
+        T* at = strip + (piece.row + k) * Q;
+        for (int64_t q = 0; q < count; ++q)
+          if (at[q] != -infinity())
+            at[q] -= std::log2(T(copies(int64_t(row_token[q]), int64_t(piece.entry->tokens[piece.from + k]))));
+      }
+    }
+  }
+
+  int64_t copies(int64_t query, int64_t key) const {
+    int64_t found = 0;
+    for (int64_t r = 0; r < problem.R; ++r) {
+      const int64_t query_slot = slot_of(r, query), chunk = r * per_round + query_slot / problem.chunk;
+      for (int64_t s = problem.wrap ? 0 : r; s < (problem.wrap ? problem.R : r + 1); ++s) {
+        const int64_t key_slot = slot_of(s, key), other = s * per_round + key_slot / problem.chunk;
+        if (problem.same_bucket && (s != r || first_at(r, query_slot) != first_at(s, key_slot))) continue;
+        for (int64_t offset = -problem.before; offset <= problem.after; ++offset)
+          found += problem.neighbour(chunk, offset) == other;
+      }
+    }
+    return found;
+  }
+  int64_t slot_of(int64_t round, int64_t token) const {
+    return problem.slot_of[problem.at_slot(item.batch, item.head, round * problem.T + token)];
+  }
+
+  // The tile's scores become weights; row_max and row_sum take them in. Returns whether earlier sums must shrink.
+  bool softmax_tile() {
+    bool changed = false;
+    for (int64_t lane = 0; lane < count; lane += Lanes) {
+      T* column = strip + lane;
+      Vec highest = V::load(row_max + lane), other = highest;
+      int64_t k = 0;
+      for (; k + 1 < tile_rows; k += 2) {
+        highest = V::max(highest, V::load(column + k * Q));
+        other = V::max(other, V::load(column + (k + 1) * Q));
+      }
+      if (k < tile_rows) highest = V::max(highest, V::load(column + k * Q));
+      highest = V::max(highest, other);
+      const Vec shift = highest == V::all(-infinity()) ? Vec{} : highest;  // nothing seen yet: weights 0, not NaN
+      const Vec scale = V::exp2(V::load(row_max + lane) - shift);
+      V::store(row_max + lane, highest);
+      V::store(shrink + lane, scale);
+      for (int i = 0; i < Lanes; ++i) changed |= !(scale[i] == T(1));
+      Vec sum = V::load(row_sum + lane) * scale, sum2{};
+      for (k = 0; k + 1 < tile_rows; k += 2) {
+        const Vec p = V::exp2(V::load(column + k * Q) - shift), p2 = V::exp2(V::load(column + (k + 1) * Q) - shift);
+        V::store(column + k * Q, p);
+        V::store(column + (k + 1) * Q, p2);
+        sum += p;
+        sum2 += p2;
+      }
+      if (k < tile_rows) {
+        const Vec p = V::exp2(V::load(column + k * Q) - shift);
+        V::store(column + k * Q, p);
+        sum += p;
+      }
+      V::store(row_sum + lane, sum + sum2);
+    }
+    if (dropout.active()) drop(strip);
+    return changed;
+  }
+
+  void drop(T* weights) {
+    for (int64_t i = 0; i < num_pieces; ++i)
+      for (int64_t k = 0; k < pieces[i].count; ++k) {
+        T* at = weights + (pieces[i].row + k) * Q;
+        const int64_t key = int64_t(pieces[i].entry->tokens[pieces[i].from + k]);
+        for (int v = 0; v < lanes_used(); ++v)
+          V::store(at + v * Lanes, V::load(at + v * Lanes) * dropout.keep(v * Lanes, key));
+      }
+  }
+
+  // sums[query][d] += sum_key weights[row][query] rows[key][d]
+  void gather(const Piece& piece, const T* weights, const T* rows) {
+    by_width<RegisterTile<Lanes>::widest>(0, int(width / Lanes), [&](auto columns, int v) {
+      constexpr int group = RegisterTile<Lanes>::rows(columns());
+      for (int64_t q = 0; q < count; q += group)
+        micro_gemm<T, Lanes, group, columns(), Walk::columns, true>(
+            weights + piece.row * Q + q, Q, rows + piece.from * width + v * Lanes, width, piece.count,
+            sums + q * width + v * Lanes, width);
+    });
+  }
+
+  // to[key][d] += sum_query weights[row][query] rows[query][d]
+  void scatter(const Piece& piece, const T* weights, const T* rows, T* to) {
+    by_width<RegisterTile<Lanes>::widest>(0, int(width / Lanes), [&](auto columns, int v) {
+      constexpr int group = RegisterTile<Lanes>::rows(columns());
+      auto product = [&](auto size, int64_t k) {
+        micro_gemm<T, Lanes, size(), columns(), Walk::rows, true>(
+            weights + (piece.row + k) * Q, Q, rows + v * Lanes, width, count, to + (piece.from + k) * width + v * Lanes,
+            width);
+      };
+      int64_t k = 0;
+      for (; k + group <= piece.count; k += group) product(std::integral_constant<int, group>{}, k);
+      for (; k < piece.count; ++k) product(std::integral_constant<int, 1>{}, k);
+    });
+  }
+
+  void clear_sums() {
+    for (int64_t i = 0; i < Q * width; ++i) sums[i] = 0;
+  }
+
+  void forward() {
+    for (const int64_t chunk : item.chunks)
+      for (int64_t from = 0; from < problem.chunk && chunk % per_round * problem.chunk + from < problem.T; from += Q) {
+        start_block(chunk, from, sums);
+        for (int64_t i = 0; i < Q; ++i) row_max[i] = -infinity(), row_sum[i] = 0;
+        clear_sums();
+        over_tiles([&] {
+          for (int64_t i = 0; i < num_pieces; ++i) scores(pieces[i], pieces[i].entry->keys, queries_t, strip);
+          hide_scores();
+          if (softmax_tile())
+            for (int64_t i = 0; i < count; ++i)
+              for (int64_t d = 0; d < width; ++d) sums[i * width + d] *= shrink[i];
+          for (int64_t i = 0; i < num_pieces; ++i) gather(pieces[i], strip, pieces[i].entry->values);
+        });
+        merge_round();
+      }
+  }
+
+  // Joins the block's result to that of the rounds before.
+  void merge_round() {
+    T *maxima = static_cast<T*>(problem.lse), *totals = static_cast<T*>(problem.sum);
+    const bool last = round == problem.R - 1;
+    T before[Q], now[Q];  // factors of both results
+    for (int64_t i = 0; i < Q; ++i) row_lse[i] = -infinity(), row_delta[i] = 0;
+    for (int64_t i = 0; round > 0 && i < count; ++i) {
+      const int64_t at = problem.at(item.batch, item.head, int64_t(row_token[i]));
+      row_lse[i] = maxima[at], row_delta[i] = totals[at];
+    }
+    for (int64_t lane = 0; lane < count; lane += Lanes) {
+      const Vec a = V::load(row_lse + lane), b = V::load(row_max + lane), highest = V::max(a, b);
+      const Vec shift = highest == V::all(-infinity()) ? Vec{} : highest;
+      const Vec old = V::exp2(a - shift), fresh = V::exp2(b - shift);
+      V::store(row_max + lane, highest);
+      V::store(row_sum + lane, V::load(row_delta + lane) * old + V::load(row_sum + lane) * fresh);
+      V::store(before + lane, old);
+      V::store(now + lane, fresh);
+    }
+    for (int64_t i = 0; i < count; ++i) {
+      const int64_t token = int64_t(row_token[i]), at = problem.at(item.batch, item.head, token);
+      T* to = reinterpret_cast<T*>(row_at(problem.out, token));
+      const bool any = row_sum[i] > 0 || row_sum[i] != row_sum[i];
+      const T factor = last && any ? T(1) / row_sum[i] : T(1), fresh = now[i] * factor, old = before[i] * factor;
+      const T* from = sums + i * width;
+      if (last && !any && problem.shared) {
+        load(to, problem.value, token);
+      } else if (round == 0) {
+        for (int64_t d = 0; d < D; ++d) to[d] = from[d] * fresh;
+      } else {
+        for (int64_t d = 0; d < D; ++d) to[d] = to[d] * old + from[d] * fresh;
+      }
+      totals[at] = row_sum[i];
+      maxima[at] = last ? (row_max[i] + T(std::log2(row_sum[i]))) * ln2 : row_max[i];
+    }
+  }
+
+  // p and ds of the tile from its scores and dp: strip <- p (dropped), strip2 <- ds.
+  void softmax_tile_backward() {
+    const Vec scale = V::all(T(problem.scale));
+    if (dropout.active()) drop(strip2);
+    for (int64_t lane = 0; lane < count; lane += Lanes) {
+      const Vec lse = V::load(row_lse + lane), delta = V::load(row_delta + lane);
+      T *column = strip + lane, *column2 = strip2 + lane;
+      for (int64_t k = 0; k < tile_rows; ++k) {
+        const Vec x = V::load(column + k * Q) - lse;
+        const Vec p = V::exp2(x > Vec{} ? Vec{} : x);  // rounding may put a lone key a hair above its lse
+        V::store(column + k * Q, p);
+        V::store(column2 + k * Q, p * (V::load(column2 + k * Q) - delta) * scale);
+      }
+    }
+    if (dropout.active()) drop(strip);
+  }
+
+  void start_backward() {
+    for (int64_t i = 0; i < Q; ++i) row_lse[i] = row_delta[i] = 0;
+    for (int64_t i = 0; i < count; ++i) {
+      const int64_t token = int64_t(row_token[i]), at = problem.at(item.batch, item.head, token);
+      const T lse = static_cast<const T*>(problem.lse)[at];
+      row_lse[i] = lse == -infinity() ? T(0) : lse * log2e;
+      row_delta[i] = static_cast<const T*>(problem.delta)[at];
+      load(grads + i * width, problem.grad_out, token);
+    }
+    transpose(grads, T(1), grads_t);
+    for (int64_t i = count; i < Q; ++i)
+      for (int64_t d = 0; d < D; ++d) grads_t[d * Q + i] = 0;
+  }
+
+  void backward() {
+    for (const int64_t chunk : item.chunks)
+      for (int64_t from = 0; from < problem.chunk && chunk % per_round * problem.chunk + from < problem.T; from += Q) {
+        start_block(chunk, from, queries);
+        start_backward();
+        clear_sums();
+        over_tiles([&] {
+          for (int64_t i = 0; i < num_pieces; ++i) {
+            scores(pieces[i], pieces[i].entry->keys, queries_t, strip);
+            scores(pieces[i], pieces[i].entry->values, grads_t, strip2);
+          }
+          hide_scores();
+          softmax_tile_backward();
+          for (int64_t i = 0; i < num_pieces; ++i) {
+            gather(pieces[i], strip2, pieces[i].entry->keys);
+            scatter(pieces[i], strip2, queries, pieces[i].entry->grad_keys);
+            scatter(pieces[i], strip, grads, pieces[i].entry->grad_values);
+          }
+        });
+        for (int64_t i = 0; i < count; ++i) {
+          T* to = reinterpret_cast<T*>(row_at(problem.grad_query, int64_t(row_token[i])));
+          for (int64_t d = 0; d < D; ++d) to[d] += sums[i * width + d];
+        }
+      }
+    for (int64_t i = 0; i < num_entries; ++i) release(entries[i]);
+  }
+
+  static void run_forward(const WindowsProblem& problem, const WindowsItem& item, void* scratch) {
+    Attend(problem, item, scratch, false).forward();
+  }
+  static void run_backward(const WindowsProblem& problem, const WindowsItem& item, void* scratch) {
+    Attend(problem, item, scratch, true).backward();
+  }
+  static constexpr WindowsKernels kernels() { return {&scratch_bytes, &run_forward, &run_backward}; }
+};

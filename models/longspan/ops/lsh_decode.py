@@ -1,0 +1,166 @@
+"""One new token's attention to cached rows: what LSH attention and bucket attention become, step by step.
+
+    out = sum_j N_j exp(q . k_j) v_j / sum_j N_j exp(q . k_j),   k_j = x_j / sqrt(|x_j|^2 + D 1e-6)
+
+q is the newest row, itself never among its keys; one that finds nothing takes its own value. N_j counts how often the
+rounds find key j.
+
+B batch, H heads, R hash rounds, T tokens, D head size; K slots of a window beside the new token's own.
+"""
+
+import torch
+from torch import Tensor
+
+from longspan.ops.checks import check_attention_inputs
+from longspan.ops.tiled import statistics_dtype
+from longspan.ops.windows import unit_keys
+
+
+def lsh_decode(
+    query_key: Tensor,
+    value: Tensor,
+    buckets: Tensor,
+    *,
+    chunk_size: int,
+    chunks_before: int = 1,
+    chunks_after: int = 0,
+    wrap: bool = False,
+    key_mask: Tensor | None = None,
+) -> Tensor:
+    """LSH attention of the newest token to the rows before it (decoding of Kitaev et al. 2020).
+
+    In every round the real tokens, the new one among them, stand sorted by bucket, ties by position; the new token
+    sees the chunk that it falls into, the ``chunks_before`` before and the ``chunks_after`` after it. All of these are
+    earlier tokens, whichever side they sorted to. Chunk borders move as tokens come, so this is not what
+    ``lsh_attention`` gives the last of T tokens with other rows padded; ``bucket_decode`` has that property.
+
+    Only the K rows of a window are gathered, and nothing is sorted whole.
+
+    Args:
+        query_key: ``[B, H, T, D]``, the new token last.
+        value: ``[B, H, T, D]``.
+        buckets: integer ``[B, H, R, T]``, of ``lsh_buckets`` with one set of rotations.
+        chunk_size: slots of a chunk.
+        chunks_before: how many chunks before its own the token sees.
+        chunks_after: how many chunks after its own.
+        wrap: count slots modulo the number of real tokens, within the round; a key that a window meets twice counts
+            twice. Otherwise windows end where the round does.
+        key_mask: bool ``[B, T]``, True where there is a token. What is False is as if it were not there.
+
+    Returns:
+        ``[B, H, 1, D]``.
+
+    Raises:
+        ValueError: on shapes, dtypes or chunk numbers that do not fit, naming the argument.
+    """
+    _check("lsh_decode", query_key, value, buckets, key_mask)
+    for label, number, least in (
+        ("chunk_size", chunk_size, 1),
+        ("chunks_before", chunks_before, 0),
+        ("chunks_after", chunks_after, 0),
+    ):
+        if number < least:
+            raise ValueError(f"lsh_decode: {label} must be at least {least}, got {number}")
+    T = query_key.shape[2]
+    most_down, most_up = (1 + chunks_before) * chunk_size - 1, (1 + chunks_after) * chunk_size - 1
+    if T == 1 or most_down + most_up == 0:
+        return value[:, :, -1:].clone()
+
+    place, own, others = _places(buckets, key_mask)
+    real = others.sum(-1) + 1  # [B, 1, 1]: how many slots a round has
+    slot = ((place < own) & others).sum(-1)  # [B, H, R]
+    begin = (slot // chunk_size - chunks_before) * chunk_size
+    down = slot - begin  # slots of the window below its own
+    up = most_down + most_up - chunk_size + 1 - down  # and above it
+
+    # Going down from its own slot a round runs to slot 0 and then, wrapped, from the last slot on; going up likewise.
+    # In the order of that walk only the nearest few are needed: the largest, or smallest, of shifted places.
+    turn = place.amax(-1, keepdim=True) - place.amin(-1, keepdim=True) + 1
+    at, seen = [], []
+    for sign, most, in_window, until_end in ((-1, most_down, down, slot), (1, most_up, up, real - 1 - slot)):
+        if most == 0:
+            continue
+        steps = sign * (place - own)
+        walk = torch.where(steps > 0, steps, steps + turn).masked_fill(~others, torch.iinfo(torch.int64).max)
+        nearest = walk.topk(min(most, T - 1), largest=False).indices  # [B, H, R, K]
+        step = torch.arange(1, most + 1, device=place.device)
+        met = step % real[..., None]  # after `real` steps it stands in its own slot again
+        here = (step <= in_window[..., None]) & (met > 0)
+        if not wrap:
+            here = here & (step <= until_end[..., None])
+        index = (met - 1).clamp(0, nearest.shape[-1] - 1).expand(*nearest.shape[:3], most)
+        at.append(nearest.gather(-1, index))
+        seen.append(here)
+    return _attend(query_key, value, torch.cat(at, -1).flatten(2), torch.cat(seen, -1).flatten(2))
+
+
+def bucket_decode(
+    query_key: Tensor, value: Tensor, buckets: Tensor, *, window: int, key_mask: Tensor | None = None
+) -> Tensor:
+    """The newest token's row of ``bucket_attention``: in every round the newest ``window`` tokens of its bucket.
+
+    Args:
+        query_key: ``[B, H, T, D]``, the new token last.
+        value: ``[B, H, T, D]``.
+        buckets: integer ``[B, H, R, T]``.
+        window: how many earlier tokens of its bucket the token sees in a round.
+        key_mask: bool ``[B, T]``, True where there is a token.
+
+    Returns:
+        ``[B, H, 1, D]``.
+
+    Raises:
+        ValueError: on shapes, dtypes or a window that do not fit, naming the argument.
+    """
+    _check("bucket_decode", query_key, value, buckets, key_mask)
+    if window < 1:
+        raise ValueError(f"bucket_decode: window must be at least 1, got {window}")
+    T = query_key.shape[2]
+    if T == 1:
+        return value[:, :, -1:].clone()
+    same = buckets[..., :-1] == buckets[..., -1:]
+    if key_mask is not None:
+        same &= key_mask[:, None, None, :-1]
+    position = torch.arange(T - 1, device=buckets.device).expand(same.shape)
+    newest = position.masked_fill(~same, -1).topk(min(window, T - 1), sorted=False).values
+    return _attend(query_key, value, newest.clamp(min=0).flatten(2), (newest >= 0).flatten(2))
+
+
+def _places(buckets: Tensor, key_mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    """Where tokens sort to, and who is there.
+
+    Returns:
+        Numbers that sort as (bucket, position) do, ``[B, H, R, T]``; the new token's, ``[B, H, R, 1]``; bool
+        ``[B, 1, 1, T]``, True at all other tokens.
+    """
+    T = buckets.shape[-1]
+    position = torch.arange(T, device=buckets.device)
+    place = buckets.to(torch.int64) * T + position
+    others = (position < T - 1)[None] if key_mask is None else key_mask & (position < T - 1)
+    return place, place[..., -1:], others[:, None, None].expand(buckets.shape[0], 1, 1, T)
+
+
+def _attend(query_key: Tensor, value: Tensor, at: Tensor, seen: Tensor) -> Tensor:
+    """One softmax over the rows ``at [B, H, N]`` that are ``seen``; the new token's own value where there is none."""
+    dtype = statistics_dtype(query_key.dtype)
+    index = at[..., None].expand(*at.shape, query_key.shape[3])
+    keys, _ = unit_keys(query_key.gather(2, index).to(dtype))
+    scores = (keys @ query_key[:, :, -1, :, None].to(dtype))[..., 0].masked_fill(~seen, -torch.inf)
+    alone = ~seen.any(-1, keepdim=True)
+    weights = scores.masked_fill(alone, 0.0).softmax(-1)
+    out = weights[:, :, None] @ value.gather(2, index).to(dtype)
+    return torch.where(alone[..., None], value[:, :, -1:], out.to(value.dtype))
+
+
+def _check(name: str, query_key: Tensor, value: Tensor, buckets: Tensor, key_mask: Tensor | None) -> None:
+    check_attention_inputs(name, query_key, query_key, value, key_mask)
+    B, H, T = query_key.shape[:3]
+    if T == 0:
+        raise ValueError(f"{name}: query_key has no token, the newest one is wanted last; got {list(query_key.shape)}")
+    if buckets.dim() != 4 or [*buckets.shape[:2], buckets.shape[3]] != [B, H, T] or buckets.shape[2] == 0:
+        raise ValueError(
+            f"{name}: buckets must be [{B}, {H}, rounds, {T}] ([batch, heads, rounds, tokens]), "
+            f"got {list(buckets.shape)}"
+        )
+    if buckets.is_floating_point() or buckets.dtype == torch.bool:
+        raise ValueError(f"{name}: buckets must be integers, got {buckets.dtype}")
