@@ -25,10 +25,10 @@ struct Banded : BandedRun {
 
   // Scratch.
   T *keys, *values;                       // [keys_end - keys_begin + slack][width]
-  T *queries_t, *strip;                   // [D][48], [key_tile + slack][48]
+  T *queries_t, *strip;                   // [width][48], [key_tile + slack][48]
   T* sums;                                // [48][width]
   T *grad_keys, *grad_values;             // as keys
-  T *queries, *grads, *grads_t, *strip2;  // [48][width], [48][width], [D][48], as strip
+  T *queries, *grads, *grads_t, *strip2;  // [48][width], [48][width], [width][48], as strip
   T row_max[Q], row_sum[Q], row_lse[Q], row_delta[Q];
 
   static int64_t padded(int64_t n) { return (n + Lanes - 1) / Lanes * Lanes; }
@@ -36,8 +36,8 @@ struct Banded : BandedRun {
 
   static size_t scratch_bytes(const BandedProblem& problem, int64_t num_keys, bool backward) {
     const int64_t width = padded(problem.D), rows = num_keys + slack, strips = (key_tile + slack) * Q;
-    const int64_t forward = 2 * rows * width + problem.D * Q + strips + Q * width;
-    const int64_t more = 2 * rows * width + 2 * Q * width + problem.D * Q + strips;
+    const int64_t forward = 2 * rows * width + width * Q + strips + Q * width;
+    const int64_t more = 2 * rows * width + 2 * Q * width + width * Q + strips;
     return (forward + (backward ? more : 0)) * sizeof(T) + 16 * 64;
   }
 
@@ -51,7 +51,7 @@ struct Banded : BandedRun {
     auto take = [&pieces](int64_t count) { return pieces.template take<T>(count); };
     keys = take(rows * width);
     values = take(rows * width);
-    queries_t = take(D * Q);
+    queries_t = take(width * Q);
     strip = take(strip_size);
     sums = take(Q * width);
     if (backward) {
@@ -59,7 +59,7 @@ struct Banded : BandedRun {
       grad_values = take(rows * width);
       queries = take(Q * width);
       grads = take(Q * width);
-      grads_t = take(D * Q);
+      grads_t = take(width * Q);
       strip2 = take(strip_size);
       for (int64_t i = 0; i < rows * width; ++i) grad_keys[i] = grad_values[i] = 0;
     }
@@ -73,12 +73,11 @@ struct Banded : BandedRun {
     for (int64_t i = count * width; i < (count + slack) * width; ++i) to[i] = 0;
   }
 
-  // to[d][query] = factor * rows[query][d], zero past the last query.
-  void stage_transposed(T* to, const Rows& rows, int64_t first, int64_t count, T factor, T* row) {
-    for (int64_t i = 0; i < Q; ++i) {
-      if (i < count) read_row(row, row_of(rows, item.batch, item.head, query_token(first + i)), rows.dtype, D);
-      for (int64_t d = 0; d < D; ++d) to[d * Q + i] = i < count ? row[d] * factor : T(0);
-    }
+  // to[d][query] = factor * rows[query][d], zero past the last query; `staged` is scratch.
+  void stage_transposed(T* to, const Rows& rows, int64_t first, int64_t count, T factor, T* staged) {
+    read_rows(staged, width, rows, item.batch, item.head, query_token(first), chain.step, count, D);
+    for (int64_t i = count * width; i < Q * width; ++i) staged[i] = 0;
+    transpose_rows<T, Lanes>(staged, width, Q, factor, to, Q);
   }
 
   // One block of queries: where it stands, and which keys it may see.

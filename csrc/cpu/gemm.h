@@ -47,10 +47,10 @@ static inline __attribute__((always_inline)) void by_width(int first, int last, 
     if (Widest >= 4 && (left == 4 || left >= 7)) {
       body(std::integral_constant<int, Widest >= 4 ? 4 : Widest>{}, v);
       v += 4;
-    } else if (left >= 3) {
-      body(std::integral_constant<int, 3>{}, v);
+    } else if (Widest >= 3 && left >= 3) {
+      body(std::integral_constant<int, Widest >= 3 ? 3 : Widest>{}, v);
       v += 3;
-    } else if (left == 2) {
+    } else if (left >= 2) {
       body(std::integral_constant<int, 2>{}, v);
       v += 2;
     } else {

@@ -1,6 +1,6 @@
 // Angular hashing with the argmax fused into the projection, as ops/hashing.py defines it.
-// Included inside an unnamed namespace between LONGSPAN_TARGET_BEGIN and _END, once per instruction set, after gemm.h
-// and staging.h.
+// Included inside an unnamed namespace between LONGSPAN_TARGET_BEGIN and _END, once per instruction set, after gemm.h,
+// staging.h and transpose.h.
 //
 // 64 tokens in vector lanes; projections come in strips of 64 axes, of which only the largest and the smallest stay.
 
@@ -17,25 +17,27 @@ struct Hashing {
 
   const HashingProblem& problem;
   const HashingItem& item;
-  T *tokens_t, *strip, *row;  // [D][64], [64 + slack][64], [D]
+  const int64_t width;           // head size, padded to whole vectors
+  T *tokens_t, *tokens, *strip;  // [width][64], [64][width], [64 + slack][64]
+
+  static int64_t padded(int64_t n) { return (n + Lanes - 1) / Lanes * Lanes; }
 
   static size_t scratch_bytes(const HashingProblem& problem) {
-    return size_t((problem.D * Q + (strip_axes + slack) * Q + problem.D) * sizeof(T) + 4 * 64);
+    return size_t((2 * padded(problem.D) * Q + (strip_axes + slack) * Q) * sizeof(T) + 4 * 64);
   }
 
-  Hashing(const HashingProblem& problem, const HashingItem& item, void* scratch) : problem(problem), item(item) {
+  Hashing(const HashingProblem& problem, const HashingItem& item, void* scratch)
+      : problem(problem), item(item), width(padded(problem.D)) {
     ScratchPieces pieces{static_cast<char*>(scratch)};
-    tokens_t = pieces.template take<T>(problem.D * Q);
+    tokens_t = pieces.template take<T>(width * Q);
+    tokens = pieces.template take<T>(width * Q);
     strip = pieces.template take<T>((strip_axes + slack) * Q);
-    row = pieces.template take<T>(problem.D);
   }
 
   void stage(int64_t begin, int64_t count) {
-    for (int64_t i = 0; i < Q; ++i) {
-      if (i < count)
-        read_row(row, row_of(problem.query_key, item.batch, item.head, begin + i), problem.query_key.dtype, problem.D);
-      for (int64_t d = 0; d < problem.D; ++d) tokens_t[d * Q + i] = i < count ? row[d] : T(0);
-    }
+    read_rows(tokens, width, problem.query_key, item.batch, item.head, begin, 1, count, problem.D);
+    for (int64_t i = count * width; i < Q * width; ++i) tokens[i] = 0;
+    transpose_rows<T, Lanes>(tokens, width, Q, T(1), tokens_t, Q);
   }
 
   // strip[axis][token] for axes a .. b of a round.

@@ -7,8 +7,10 @@
 
 #include <cmath>
 #include <cstdint>
+#include <cstring>
 #include <new>
 #include <type_traits>
+#include <utility>
 
 #include "cpu/banded.h"
 #include "cpu/dropout.h"
@@ -23,6 +25,7 @@ namespace {
 #include "cpu/simd.h"
 #include "cpu/gemm.h"
 #include "cpu/staging.h"
+#include "cpu/transpose.h"
 #include "cpu/dropout_lanes.h"
 #include "cpu/banded_kernel.h"
 #include "cpu/windows_kernel.h"

@@ -39,9 +39,11 @@ struct Simd {
   }
 
   static inline __attribute__((always_inline)) T sum(Vec x) {
-    T total = 0;
-    for (int i = 0; i < Lanes; ++i) total += x[i];
-    return total;
+    T part[Lanes];
+    store(part, x);
+    for (int half = Lanes / 2; half > 0; half /= 2)
+      for (int i = 0; i < half; ++i) part[i] += part[i + half];
+    return part[0];
   }
 
   static inline __attribute__((always_inline)) Word lane_index() {

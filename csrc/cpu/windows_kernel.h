@@ -1,6 +1,6 @@
 // Attention of one item (some chunks of one round), forward and backward, as ops/windows.py and ops/block.py define it.
 // Included inside an unnamed namespace between LONGSPAN_TARGET_BEGIN and _END, once per instruction set, after gemm.h,
-// staging.h and dropout_lanes.h.
+// staging.h, transpose.h and dropout_lanes.h.
 //
 // A block of up to 64 queries of a chunk meets the keys of neighbouring chunks in tiles of up to 128. As in
 // banded_kernel.h scores lie transposed, strip[key][query]. Staged chunks stay in a ring: a query's own chunk is the
@@ -45,11 +45,47 @@ struct Attend {
   int64_t num_entries, num_pieces = 0, tile_rows = 0;
   DropoutLanes<T, Lanes, Q> dropout;
 
-  // Scratch.
-  Entry* entries;
-  Piece* pieces;                          // of the tile
-  T *queries_t, *strip, *sums, *row;      // [D][64], [128 + slack][64], [64 + slack][width], [width]
-  T *queries, *grads, *grads_t, *strip2;  // [64 + slack][width] twice, [D][64], as strip
+  // Where everything lies in the scratch buffer; `end` is its size when laid out from nothing.
+  struct Scratch {
+    Entry* entries;
+    Piece* pieces;                          // of the tile
+    T *queries_t, *strip, *sums;            // [width][64], [128 + slack][64], [64 + slack][width]
+    T *queries, *grads, *grads_t, *strip2;  // [64 + slack][width] twice, [width][64], as strip
+    char *numbers, *end;                    // from where on there are numbers alone
+
+    Scratch(const WindowsProblem& problem, bool backward, char* base) {
+      const int64_t width = padded(problem.D), rows = problem.chunk + slack, count = ring_of(problem);
+      ScratchPieces at{base};
+      entries = at.template take<Entry>(count);
+      pieces = at.template take<Piece>(tile_keys);
+      numbers = at.next;
+      auto lay_out = [&](Entry& entry) {
+        entry.keys = at.template take<T>(rows * width);
+        entry.values = at.template take<T>(rows * width);
+        entry.factors = at.template take<T>(rows);
+        entry.grad_keys = at.template take<T>(backward ? rows * width : 0);
+        entry.grad_values = at.template take<T>(backward ? rows * width : 0);
+        entry.tokens = at.template take<Bits>(rows);
+        entry.hidden = at.template take<bool>(rows);
+      };
+      Entry nowhere;
+      for (int64_t i = 0; i < count; ++i) lay_out(base ? *new (entries + i) Entry() : nowhere);
+      queries_t = at.template take<T>(width * Q);
+      strip = at.template take<T>((tile_keys + slack) * Q);
+      sums = at.template take<T>((Q + slack) * width);
+      queries = at.template take<T>(backward ? (Q + slack) * width : 0);
+      grads = at.template take<T>(backward ? (Q + slack) * width : 0);
+      grads_t = at.template take<T>(backward ? width * Q : 0);
+      strip2 = at.template take<T>(backward ? (tile_keys + slack) * Q : 0);
+      end = at.next;
+    }
+  };
+  const Scratch scratch;
+  Entry* const entries = scratch.entries;
+  Piece* const pieces = scratch.pieces;
+  T *const queries_t = scratch.queries_t, *const strip = scratch.strip, *const sums = scratch.sums;
+  T *const queries = scratch.queries, *const grads = scratch.grads, *const grads_t = scratch.grads_t;
+  T* const strip2 = scratch.strip2;
   T row_max[Q], row_sum[Q], row_lse[Q], row_delta[Q], shrink[Q];
   Bits row_token[Q], row_first[Q];
 
@@ -63,15 +99,10 @@ struct Attend {
   }
 
   static size_t scratch_bytes(const WindowsProblem& problem, bool backward) {
-    const int64_t width = padded(problem.D), rows = problem.chunk + slack, entries = ring_of(problem);
-    const int64_t entry = rows * ((backward ? 4 : 2) * width * sizeof(T) + sizeof(T) + sizeof(Bits) + 1) + 7 * 64;
-    const int64_t strips = (tile_keys + slack) * Q, block = (Q + slack) * width;
-    const int64_t numbers =
-        problem.D * Q + strips + block + width + (backward ? 2 * block + problem.D * Q + strips : 0);
-    return size_t(entries * (entry + sizeof(Entry)) + tile_keys * sizeof(Piece) + numbers * sizeof(T) + 16 * 64);
+    return size_t(Scratch(problem, backward, nullptr).end - static_cast<char*>(nullptr));
   }
 
-  Attend(const WindowsProblem& problem, const WindowsItem& item, void* scratch, bool backward_pass)
+  Attend(const WindowsProblem& problem, const WindowsItem& item, void* buffer, bool backward_pass)
       : problem(problem),
         item(item),
         backward_pass(backward_pass),
@@ -79,35 +110,9 @@ struct Attend {
         width(padded(problem.D)),
         per_round(problem.chunks()),
         num_entries(ring_of(problem)),
-        dropout(problem.dropout, item.batch, item.head) {
-    ScratchPieces at{static_cast<char*>(scratch)};
-    auto zeros = [&at](int64_t count) {
-      T* piece = at.template take<T>(count);
-      for (int64_t i = 0; i < count; ++i) piece[i] = 0;
-      return piece;
-    };
-    const int64_t rows = problem.chunk + slack;
-    entries = at.template take<Entry>(num_entries);
-    for (int64_t i = 0; i < num_entries; ++i) {
-      Entry& entry = *new (entries + i) Entry();
-      entry.keys = zeros(rows * width);
-      entry.values = zeros(rows * width);
-      entry.factors = zeros(rows);
-      if (backward_pass) entry.grad_keys = zeros(rows * width), entry.grad_values = zeros(rows * width);
-      entry.tokens = at.template take<Bits>(rows);
-      entry.hidden = at.template take<bool>(rows);
-    }
-    pieces = at.template take<Piece>(tile_keys);
-    queries_t = zeros(D * Q);
-    strip = zeros((tile_keys + slack) * Q);
-    sums = zeros((Q + slack) * width);
-    row = zeros(width);
-    if (backward_pass) {
-      queries = zeros((Q + slack) * width);
-      grads = zeros((Q + slack) * width);
-      grads_t = zeros(D * Q);
-      strip2 = zeros((tile_keys + slack) * Q);
-    }
+        dropout(problem.dropout, item.batch, item.head),
+        scratch(problem, backward_pass, static_cast<char*>(buffer)) {
+    std::memset(scratch.numbers, 0, size_t(scratch.end - scratch.numbers));
   }
 
   static constexpr T infinity() { return T(__builtin_inf()); }
@@ -137,9 +142,13 @@ struct Attend {
       entry.hidden[i] = problem.key_mask && !problem.key_mask[item.batch * problem.T + token];
       load(key, problem.shared ? problem.query : problem.key, token);
       load(value, problem.value, token);
-      if (!problem.shared) continue;
-      entry.factors[i] = T(1) / std::sqrt(dot(key, key) + T(D) * T(1e-6));
-      for (int64_t d = 0; d < width; ++d) key[d] *= entry.factors[i];
+      if (problem.shared) entry.factors[i] = dot(key, key);
+    }
+    if (problem.shared) {
+      const T least = T(D) * T(1e-6);
+      for (int64_t i = 0; i < entry.count; ++i) entry.factors[i] = T(1) / std::sqrt(entry.factors[i] + least);
+      for (int64_t i = 0; i < entry.count; ++i)
+        for (int64_t d = 0; d < width; ++d) entry.keys[i * width + d] *= entry.factors[i];
     }
     if (backward_pass)
       for (int64_t i = 0; i < (entry.count + slack) * width; ++i) entry.grad_keys[i] = entry.grad_values[i] = 0;
@@ -170,10 +179,10 @@ struct Attend {
     entry.chunk = -1;
   }
 
-  // to[d][query] = factor * rows[query][d]
-  void transpose(const T* rows, T factor, T* to) const {
-    for (int64_t i = 0; i < count; ++i)
-      for (int64_t d = 0; d < D; ++d) to[d * Q + i] = rows[i * width + d] * factor;
+  // to[d][query] = factor * rows[query][d], and zero past the last query.
+  void transpose(T* rows, T factor, T* to) const {
+    for (int64_t i = count * width; i < Q * width; ++i) rows[i] = 0;
+    transpose_rows<T, Lanes>(rows, width, Q, factor, to, Q);
   }
 
   void start_block(int64_t chunk, int64_t from, T* rows) {
@@ -190,10 +199,7 @@ struct Attend {
       load(rows + i * width, problem.query, token);
     }
     transpose(rows, T(problem.scale) * log2e, queries_t);
-    for (int64_t i = count; i < Q; ++i) {
-      row_token[i] = row_first[i] = 0;
-      for (int64_t d = 0; d < D; ++d) queries_t[d * Q + i] = 0;
-    }
+    for (int64_t i = count; i < Q; ++i) row_token[i] = row_first[i] = 0;
   }
 
   // Whether no query of the block can see any of the slots a .. b of a chunk.
@@ -257,32 +263,37 @@ struct Attend {
     return score;
   }
 
-  // Scores of the tile: -inf where not visible.
-  template <Rule rule>
-  void hide_by_position() {
+  // Calls body(a constant Rule) with the rule by which positions hide keys.
+  template <class Body>
+  inline __attribute__((always_inline)) void by_rule(Body&& body) {
+    if (problem.shared && problem.causal)
+      body(std::integral_constant<Rule, Rule::earlier>{});
+    else if (problem.shared)
+      body(std::integral_constant<Rule, Rule::not_self>{});
+    else if (problem.causal)
+      body(std::integral_constant<Rule, Rule::not_later>{});
+    else
+      body(std::integral_constant<Rule, Rule::everything>{});
+  }
+
+  // Calls body(row of the strip, score with -inf where not visible) for the keys of the tile, lanes from `lane` on.
+  template <Rule rule, class Body>
+  inline __attribute__((always_inline)) void over_scores(int64_t lane, Body&& body) {
+    const typename V::Word tokens = V::load_words(row_token + lane);
     for (int64_t i = 0; i < num_pieces; ++i) {
       const Piece& piece = pieces[i];
-      for (int64_t k = 0; k < piece.count; ++k) {
-        T* at = strip + (piece.row + k) * Q;
-        const Bits key = piece.entry->tokens[piece.from + k];
-        const bool hidden = piece.entry->hidden[piece.from + k];
-        for (int v = 0; v < lanes_used(); ++v) {
-          const Vec score = hidden ? V::all(-infinity()) : V::load(at + v * Lanes);
-          V::store(at + v * Lanes, hide<rule>(score, V::load_words(row_token + v * Lanes), key));
-        }
+      const Bits* keys = piece.entry->tokens + piece.from;
+      const bool* hidden = piece.entry->hidden + piece.from;
+      T* at = strip + piece.row * Q + lane;
+      for (int64_t k = 0; k < piece.count; ++k, at += Q) {
+        const Vec score = hidden[k] ? V::all(-infinity()) : V::load(at);
+        body(piece.row + k, hide<rule>(score, tokens, keys[k]));
       }
     }
   }
 
-  void hide_scores() {
-    if (problem.shared && problem.causal)
-      hide_by_position<Rule::earlier>();
-    else if (problem.shared)
-      hide_by_position<Rule::not_self>();
-    else if (problem.causal)
-      hide_by_position<Rule::not_later>();
-    else if (problem.key_mask)
-      hide_by_position<Rule::everything>();
+  // What hides keys beside position and mask.
+  void adjust_scores() {
     if (problem.same_bucket) hide_by_bucket();
     if (problem.deduplicate) divide_by_copies();
   }
@@ -325,32 +336,31 @@ struct Attend {
           found += problem.neighbour(chunk, offset) == other;
       }
     }
-    return found;
+    return found > 0 ? found : 1;  // not at all: hidden later
   }
   int64_t slot_of(int64_t round, int64_t token) const {
     return problem.slot_of[problem.at_slot(item.batch, item.head, round * problem.T + token)];
   }
 
   // The tile's scores become weights; row_max and row_sum take them in. Returns whether earlier sums must shrink.
+  template <Rule rule>
   bool softmax_tile() {
     bool changed = false;
     for (int64_t lane = 0; lane < count; lane += Lanes) {
       T* column = strip + lane;
-      Vec highest = V::load(row_max + lane), other = highest;
-      int64_t k = 0;
-      for (; k + 1 < tile_rows; k += 2) {
-        highest = V::max(highest, V::load(column + k * Q));
-        other = V::max(other, V::load(column + (k + 1) * Q));
-      }
-      if (k < tile_rows) highest = V::max(highest, V::load(column + k * Q));
-      highest = V::max(highest, other);
+      Vec highest = V::load(row_max + lane);
+      over_scores<rule>(lane, [&](int64_t k, Vec score) {
+        V::store(column + k * Q, score);
+        highest = V::max(highest, score);
+      });
       const Vec shift = highest == V::all(-infinity()) ? Vec{} : highest;  // nothing seen yet: weights 0, not NaN
       const Vec scale = V::exp2(V::load(row_max + lane) - shift);
       V::store(row_max + lane, highest);
       V::store(shrink + lane, scale);
       for (int i = 0; i < Lanes; ++i) changed |= !(scale[i] == T(1));
       Vec sum = V::load(row_sum + lane) * scale, sum2{};
-      for (k = 0; k + 1 < tile_rows; k += 2) {
+      int64_t k = 0;
+      for (; k + 1 < tile_rows; k += 2) {
         const Vec p = V::exp2(V::load(column + k * Q) - shift), p2 = V::exp2(V::load(column + (k + 1) * Q) - shift);
         V::store(column + k * Q, p);
         V::store(column + (k + 1) * Q, p2);
@@ -416,8 +426,10 @@ struct Attend {
         clear_sums();
         over_tiles([&] {
           for (int64_t i = 0; i < num_pieces; ++i) scores(pieces[i], pieces[i].entry->keys, queries_t, strip);
-          hide_scores();
-          if (softmax_tile())
+          adjust_scores();
+          bool changed = false;
+          by_rule([&](auto rule) { changed = softmax_tile<rule()>(); });
+          if (changed)
             for (int64_t i = 0; i < count; ++i)
               for (int64_t d = 0; d < width; ++d) sums[i * width + d] *= shrink[i];
           for (int64_t i = 0; i < num_pieces; ++i) gather(pieces[i], strip, pieces[i].entry->values);
@@ -464,18 +476,19 @@ struct Attend {
   }
 
   // p and ds of the tile from its scores and dp: strip <- p (dropped), strip2 <- ds.
+  template <Rule rule>
   void softmax_tile_backward() {
     const Vec scale = V::all(T(problem.scale));
     if (dropout.active()) drop(strip2);
     for (int64_t lane = 0; lane < count; lane += Lanes) {
       const Vec lse = V::load(row_lse + lane), delta = V::load(row_delta + lane);
       T *column = strip + lane, *column2 = strip2 + lane;
-      for (int64_t k = 0; k < tile_rows; ++k) {
-        const Vec x = V::load(column + k * Q) - lse;
+      over_scores<rule>(lane, [&](int64_t k, Vec score) {
+        const Vec x = score - lse;
         const Vec p = V::exp2(x > Vec{} ? Vec{} : x);  // rounding may put a lone key a hair above its lse
         V::store(column + k * Q, p);
         V::store(column2 + k * Q, p * (V::load(column2 + k * Q) - delta) * scale);
-      }
+      });
     }
     if (dropout.active()) drop(strip);
   }
@@ -490,8 +503,6 @@ struct Attend {
       load(grads + i * width, problem.grad_out, token);
     }
     transpose(grads, T(1), grads_t);
-    for (int64_t i = count; i < Q; ++i)
-      for (int64_t d = 0; d < D; ++d) grads_t[d * Q + i] = 0;
   }
 
   void backward() {
@@ -505,8 +516,8 @@ struct Attend {
             scores(pieces[i], pieces[i].entry->keys, queries_t, strip);
             scores(pieces[i], pieces[i].entry->values, grads_t, strip2);
           }
-          hide_scores();
-          softmax_tile_backward();
+          adjust_scores();
+          by_rule([&](auto rule) { softmax_tile_backward<rule()>(); });
           for (int64_t i = 0; i < num_pieces; ++i) {
             gather(pieces[i], strip2, pieces[i].entry->keys);
             scatter(pieces[i], strip2, queries, pieces[i].entry->grad_keys);

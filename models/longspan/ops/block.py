@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from longspan.ops.checks import check_attention_inputs, check_dropout, check_same_heads
+from longspan.ops.checks import check_attention_inputs, check_dropout, check_integer, check_same_heads
 from longspan.ops.tiled import Tile, autocast, blocks, register_attention
 
 
@@ -80,9 +80,9 @@ def block_attention(
     check_same_heads("block_attention", query, key)
     if key.shape[2] != query.shape[2]:
         raise ValueError(f"block_attention: {query.shape[2]} queries and {key.shape[2]} keys must be the same tokens")
-    for label, number, least in (("block_size", block_size, 1), ("before", before, 0), ("after", after, 0)):
-        if number < least:
-            raise ValueError(f"block_attention: {label} must be at least {least}, got {number}")
+    check_integer("block_attention", "block_size", block_size, 1)
+    check_integer("block_attention", "before", before, 0)
+    check_integer("block_attention", "after", after, 0)
     seed = check_dropout("block_attention", dropout_p, dropout_seed, query.device)
     scale = query.shape[3] ** -0.5 if scale is None else float(scale)
     out, lse = _block_attention(

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from numbers import Integral
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,6 +22,13 @@ def check_rows(name: str, **tensors: Tensor) -> None:
             raise ValueError(f"{name}: {label} must be floating point of 16 to 64 bits, got {tensor.dtype}")
         if tensor.shape[3] == 0:
             raise ValueError(f"{name}: {label} must have a head size of at least 1, got {list(tensor.shape)}")
+
+
+def check_integer(name: str, label: str, number: Any, least: int) -> None:
+    if not isinstance(number, Integral) or isinstance(number, bool):
+        raise ValueError(f"{name}: {label} must be an integer, got {number!r}")
+    if number < least:
+        raise ValueError(f"{name}: {label} must be at least {least}, got {number}")
 
 
 def check_key_mask(name: str, key_mask: Tensor | None, batch: int, keys: int) -> None:

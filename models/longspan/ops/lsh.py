@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from longspan.ops.checks import check_dropout, check_key_mask, check_rows
+from longspan.ops.checks import check_dropout, check_integer, check_key_mask, check_rows
 from longspan.ops.hashing import lsh_order
 from longspan.ops.tiled import autocast, blocks
 from longspan.ops.windows import NOBODY, SCORES, Windows, register_sorted_attention
@@ -197,11 +197,9 @@ def lsh_attention(
     """
     query_key, _, value = autocast(query_key, query_key, value)
     _check("lsh_attention", query_key, value, buckets, key_mask)
-    for label, number, least in (
-        ("chunk_size", chunk_size, 1), ("chunks_before", chunks_before, 0), ("chunks_after", chunks_after, 0)
-    ):  # fmt: skip
-        if number < least:
-            raise ValueError(f"lsh_attention: {label} must be at least {least}, got {number}")
+    check_integer("lsh_attention", "chunk_size", chunk_size, 1)
+    check_integer("lsh_attention", "chunks_before", chunks_before, 0)
+    check_integer("lsh_attention", "chunks_after", chunks_after, 0)
     seed = check_dropout("lsh_attention", dropout_p, dropout_seed, query_key.device)
     order, first = lsh_order(buckets)
     out, lse = _lsh_attention(
@@ -244,8 +242,7 @@ def bucket_attention(
     """
     query_key, _, value = autocast(query_key, query_key, value)
     _check("bucket_attention", query_key, value, buckets, key_mask)
-    if window < 1:
-        raise ValueError(f"bucket_attention: window must be at least 1, got {window}")
+    check_integer("bucket_attention", "window", window, 1)
     seed = check_dropout("bucket_attention", dropout_p, dropout_seed, query_key.device)
     order, first = lsh_order(buckets, key_mask)
     out, lse = _bucket_attention(query_key, value, order, first, key_mask, seed, dropout_p, window)
