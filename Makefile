@@ -36,6 +36,7 @@ fuzz: setup
 
 docs: setup
 	$(python) scripts/draw_pattern.py
+	$(python) scripts/draw_lsh.py
 
 format: setup
 	.venv/bin/ruff format

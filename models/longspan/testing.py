@@ -28,11 +28,41 @@ BANDED_SHAPES = [
     (1, 1, 193, 193, 128, (17, 200), 1),
 ]
 
+# (batch, heads, tokens, head size, hash rounds, chunk, chunks before, chunks after): empty, single, prime, shorter than
+# the chunk, exactly the chunk, one token more; single-token chunks; fewer chunks than the window; odd head sizes.
+LSH_SHAPES = [
+    (1, 1, 0, 4, 2, 4, 1, 0),
+    (0, 2, 5, 4, 2, 2, 1, 0),
+    (2, 0, 5, 4, 2, 2, 1, 0),
+    (1, 1, 1, 1, 1, 1, 1, 0),
+    (1, 2, 1, 8, 2, 64, 1, 1),
+    (2, 3, 7, 5, 2, 16, 1, 0),
+    (1, 2, 16, 16, 2, 16, 1, 0),
+    (1, 2, 17, 16, 2, 16, 1, 0),
+    (1, 2, 30, 12, 1, 16, 3, 3),
+    (1, 3, 37, 16, 1, 5, 1, 0),
+    (1, 1, 41, 1, 2, 5, 0, 0),
+    (2, 1, 53, 8, 8, 5, 2, 1),
+    (1, 1, 61, 33, 2, 1, 1, 1),
+    (2, 2, 64, 80, 2, 16, 0, 2),
+    (1, 2, 97, 64, 2, 16, 1, 0),
+    (1, 2, 130, 130, 2, 64, 0, 1),
+    (1, 1, 211, 128, 2, 64, 1, 0),
+    (1, 1, 211, 64, 3, 100, 1, 1),
+    (1, 1, 350, 20, 2, 300, 1, 0),
+]
+
 
 def shape_id(shape: tuple) -> str:
     """A readable test id: ``B1-H2-T30-S41-D32-w6,-1-d1``."""
     B, H, T, S, D, window, dilation = shape
     return f"B{B}-H{H}-T{T}-S{S}-D{D}-w{window}-d{dilation}".replace(" ", "")
+
+
+def lsh_shape_id(shape: tuple) -> str:
+    """A readable test id: ``B1-H2-T30-D32-R2-c16-1+0``."""
+    B, H, T, D, R, chunk, before, after = shape
+    return f"B{B}-H{H}-T{T}-D{D}-R{R}-c{chunk}-{before}+{after}"
 
 
 def has_kernel(operator: str, key: str) -> bool:

@@ -4,10 +4,13 @@ import torch
 
 
 def masked_attention(query, key, value, visible, scale=None, keep=None):
-    """query [B, H, T, D], visible bool broadcast to [B, H, T, S] -> (out, lse); keep multiplies the weights."""
+    """query [B, H, T, D], visible broadcast to [B, H, T, S] -> (out, lse); keep multiplies the weights.
+
+    ``visible`` is bool, or says how often each query sees each key.
+    """
     scale = query.shape[-1] ** -0.5 if scale is None else scale
-    scores = (query @ key.mT * scale).masked_fill(~visible, -torch.inf)
-    lse = scores.logsumexp(-1) if key.shape[2] else scores.new_full(scores.shape[:-1], -torch.inf)
+    scores = (query @ key.mT * scale + visible.to(query.dtype).log()).masked_fill(visible == 0, -torch.inf)
+    lse = scores.logsumexp(-1) if key.shape[2] else scores.sum(-1) - torch.inf
     weights = torch.exp(scores - lse.masked_fill(lse == -torch.inf, 0)[..., None])
     return (weights if keep is None else weights * keep) @ value, lse
 

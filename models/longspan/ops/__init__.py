@@ -14,6 +14,7 @@ from longspan.ops.dense import dense_attention
 from longspan.ops.dropout import seeded_dropout
 from longspan.ops.hashing import lsh_buckets
 from longspan.ops.lsh import bucket_attention, lsh_attention
+from longspan.ops.lsh_decode import bucket_decode, lsh_decode
 from longspan.ops.merge import merge
 
 HAS_EXTENSION = find_spec("longspan._C") is not None and not os.environ.get("LONGSPAN_NO_EXT")
@@ -28,9 +29,11 @@ __all__ = [
     "banded_scores",
     "block_attention",
     "bucket_attention",
+    "bucket_decode",
     "dense_attention",
     "lsh_attention",
     "lsh_buckets",
+    "lsh_decode",
     "merge",
     "seeded_dropout",
 ]

@@ -5,13 +5,14 @@
 q is the newest row, itself never among its keys; one that finds nothing takes its own value. N_j counts how often the
 rounds find key j.
 
-B batch, H heads, R hash rounds, T tokens, D head size; K slots of a window beside the new token's own.
+B batch, H heads, R hash rounds, T tokens, D head size; W slots of a window.
 """
 
 import torch
 from torch import Tensor
 
-from longspan.ops.checks import check_attention_inputs
+from longspan.ops.checks import check_attention_inputs, check_integer
+from longspan.ops.hashing import lsh_order
 from longspan.ops.tiled import statistics_dtype
 from longspan.ops.windows import unit_keys
 
@@ -34,7 +35,7 @@ def lsh_decode(
     earlier tokens, whichever side they sorted to. Chunk borders move as tokens come, so this is not what
     ``lsh_attention`` gives the last of T tokens with other rows padded; ``bucket_decode`` has that property.
 
-    Only the K rows of a window are gathered, and nothing is sorted whole.
+    Buckets are sorted by counting; of the rows only those of a window are gathered.
 
     Args:
         query_key: ``[B, H, T, D]``, the new token last.
@@ -54,44 +55,26 @@ def lsh_decode(
         ValueError: on shapes, dtypes or chunk numbers that do not fit, naming the argument.
     """
     _check("lsh_decode", query_key, value, buckets, key_mask)
-    for label, number, least in (
-        ("chunk_size", chunk_size, 1),
-        ("chunks_before", chunks_before, 0),
-        ("chunks_after", chunks_after, 0),
-    ):
-        if number < least:
-            raise ValueError(f"lsh_decode: {label} must be at least {least}, got {number}")
+    check_integer("lsh_decode", "chunk_size", chunk_size, 1)
+    check_integer("lsh_decode", "chunks_before", chunks_before, 0)
+    check_integer("lsh_decode", "chunks_after", chunks_after, 0)
     T = query_key.shape[2]
-    most_down, most_up = (1 + chunks_before) * chunk_size - 1, (1 + chunks_after) * chunk_size - 1
-    if T == 1 or most_down + most_up == 0:
-        return value[:, :, -1:].clone()
-
-    place, own, others = _places(buckets, key_mask)
-    real = others.sum(-1) + 1  # [B, 1, 1]: how many slots a round has
-    slot = ((place < own) & others).sum(-1)  # [B, H, R]
-    begin = (slot // chunk_size - chunks_before) * chunk_size
-    down = slot - begin  # slots of the window below its own
-    up = most_down + most_up - chunk_size + 1 - down  # and above it
-
-    # Going down from its own slot a round runs to slot 0 and then, wrapped, from the last slot on; going up likewise.
-    # In the order of that walk only the nearest few are needed: the largest, or smallest, of shifted places.
-    turn = place.amax(-1, keepdim=True) - place.amin(-1, keepdim=True) + 1
-    at, seen = [], []
-    for sign, most, in_window, until_end in ((-1, most_down, down, slot), (1, most_up, up, real - 1 - slot)):
-        if most == 0:
-            continue
-        steps = sign * (place - own)
-        walk = torch.where(steps > 0, steps, steps + turn).masked_fill(~others, torch.iinfo(torch.int64).max)
-        nearest = walk.topk(min(most, T - 1), largest=False).indices  # [B, H, R, K]
-        step = torch.arange(1, most + 1, device=place.device)
-        met = step % real[..., None]  # after `real` steps it stands in its own slot again
-        here = (step <= in_window[..., None]) & (met > 0)
-        if not wrap:
-            here = here & (step <= until_end[..., None])
-        index = (met - 1).clamp(0, nearest.shape[-1] - 1).expand(*nearest.shape[:3], most)
-        at.append(nearest.gather(-1, index))
-        seen.append(here)
-    return _attend(query_key, value, torch.cat(at, -1).flatten(2), torch.cat(seen, -1).flatten(2))
+    if key_mask is not None:
+        key_mask = key_mask.index_fill(1, torch.tensor([T - 1], device=key_mask.device), True)  # the new token is real
+    order, _ = lsh_order(buckets, key_mask)  # masked positions last
+    earlier = buckets <= buckets[..., -1:]  # in that order: the new token is the last of its bucket
+    real = torch.full((), T, device=buckets.device)
+    if key_mask is not None:
+        earlier &= key_mask[:, None, None]
+        real = key_mask.sum(1)[:, None, None, None]
+    own = earlier.sum(-1, keepdim=True) - 1  # [B, H, R, 1], the slot of the new token
+    slots = torch.arange(chunk_size * (chunks_before + 1 + chunks_after), device=buckets.device)
+    slots = slots + (own // chunk_size - chunks_before) * chunk_size  # [B, H, R, W]
+    if wrap:
+        slots = slots % real
+    seen = (slots >= 0) & (slots < real)
+    at = order.gather(-1, slots.clamp(0, T - 1)).to(torch.int64)
+    return _attend(query_key, value, at.flatten(2), (seen & (at != T - 1)).flatten(2))
 
 
 def bucket_decode(
@@ -113,8 +96,7 @@ def bucket_decode(
         ValueError: on shapes, dtypes or a window that do not fit, naming the argument.
     """
     _check("bucket_decode", query_key, value, buckets, key_mask)
-    if window < 1:
-        raise ValueError(f"bucket_decode: window must be at least 1, got {window}")
+    check_integer("bucket_decode", "window", window, 1)
     T = query_key.shape[2]
     if T == 1:
         return value[:, :, -1:].clone()
@@ -124,20 +106,6 @@ def bucket_decode(
     position = torch.arange(T - 1, device=buckets.device).expand(same.shape)
     newest = position.masked_fill(~same, -1).topk(min(window, T - 1), sorted=False).values
     return _attend(query_key, value, newest.clamp(min=0).flatten(2), (newest >= 0).flatten(2))
-
-
-def _places(buckets: Tensor, key_mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-    """Where tokens sort to, and who is there.
-
-    Returns:
-        Numbers that sort as (bucket, position) do, ``[B, H, R, T]``; the new token's, ``[B, H, R, 1]``; bool
-        ``[B, 1, 1, T]``, True at all other tokens.
-    """
-    T = buckets.shape[-1]
-    position = torch.arange(T, device=buckets.device)
-    place = buckets.to(torch.int64) * T + position
-    others = (position < T - 1)[None] if key_mask is None else key_mask & (position < T - 1)
-    return place, place[..., -1:], others[:, None, None].expand(buckets.shape[0], 1, 1, T)
 
 
 def _attend(query_key: Tensor, value: Tensor, at: Tensor, seen: Tensor) -> Tensor:

@@ -204,7 +204,8 @@ def register_attention(name: str, arguments: str, tiles: Tiles) -> Any:
 def autocast(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Under ``torch.autocast`` attention computes in the autocast dtype, as matrix products do."""
     device_type = query.device.type
-    if not torch.is_autocast_enabled(device_type) or query.dtype == torch.float64:
+    available = torch.amp.is_autocast_available(device_type)  # not on the meta device
+    if not available or not torch.is_autocast_enabled(device_type) or query.dtype == torch.float64:
         return query, key, value
     dtype = torch.get_autocast_dtype(device_type)
     return query.to(dtype), key.to(dtype), value.to(dtype)

@@ -1,0 +1,36 @@
+"""The code in the pages of docs/ runs as it stands there, from the top of a page to its end."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PAGES = ["docs/reformer.md", "docs/ops/lsh.md"]  # pages whose code needs nothing from a server
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_code_runs(page, monkeypatch, capsys):
+    monkeypatch.chdir(ROOT)
+    blocks = re.findall(r"^```python\n(.*?)^```", (ROOT / page).read_text(), re.MULTILINE | re.DOTALL)
+    assert blocks
+    names: dict = {}
+    for block in blocks:
+        exec(compile(block, page, "exec"), names)
+
+
+@pytest.mark.parametrize(
+    "path",
+    [*sorted(ROOT.glob("docs/**/*.md")), ROOT / "README.md", ROOT / "CONTRIBUTING.md"],
+    ids=lambda path: path.name,
+)
+def test_links_lead_somewhere(path):
+    for target in re.findall(r"\]\(([^)#]+?)(?:#[^)]*)?\)", path.read_text()):
+        if not target.startswith("http"):
+            assert (path.parent / target).exists(), f"{path.name}: {target}"
+
+
+def test_commands_name_scripts_that_exist():
+    for path in [*ROOT.glob("docs/**/*.md"), ROOT / "README.md"]:
+        for script in re.findall(r"python (scripts/\w+\.py)", path.read_text()):
+            assert (ROOT / script).exists(), f"{path.name}: {script}"
