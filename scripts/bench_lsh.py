@@ -19,11 +19,11 @@ import time
 import torch
 import transformers
 from torch import Tensor, nn
-from transformers.models.reformer.modeling_reformer import LSHSelfAttention
+from transformers.models.reformer.modeling_reformer import LocalSelfAttention, LSHSelfAttention
 
 import longspan
 from longspan.info import summary
-from longspan.ops import HAS_EXTENSION, lsh_attention, lsh_buckets
+from longspan.ops import HAS_EXTENSION, block_attention, lsh_attention, lsh_buckets
 from longspan.training.memory import PeakMemory
 
 HEADS, HEAD_SIZE, CHUNK = 2, 64, 64
@@ -78,6 +78,9 @@ class Core:
         self.buckets = lsh_buckets(self.split(self.query_key), self.rotations, 2 * half)
         self.with_offsets = self.buckets + 2 * half * torch.arange(rounds)[:, None]
         self.layer.num_buckets = 2 * half
+        self.local = LocalSelfAttention(config, layer_idx=0).eval()
+        self.local.query = self.local.key = Given(self.query_key)
+        self.local.value = self.layer.value
         self.hidden = torch.zeros(1, length, 256)
         self.inputs = (self.query_key, self.value)
 
@@ -93,6 +96,14 @@ class Core:
 
     def theirs(self) -> Tensor:
         return self.layer(self.hidden, num_hashes=self.buckets.shape[2], buckets=self.with_offsets).hidden_states
+
+    def our_local(self) -> Tensor:
+        query = self.split(self.query_key)
+        out = block_attention(query, query, self.split(self.value), block_size=CHUNK, causal=True, wrap=True)
+        return out.transpose(1, 2).flatten(2)
+
+    def their_local(self) -> Tensor:
+        return self.local(self.hidden).hidden_states
 
     def our_hash(self) -> Tensor:
         return lsh_buckets(self.split(self.query_key), self.rotations, self.layer.num_buckets)
@@ -138,6 +149,8 @@ def bench_core(length: int, hashes: int, rounds: int) -> None:
         ours, theirs = (x.view(length, HEADS, HEAD_SIZE) for x in (core.ours(), core.theirs()))
         agree(ours, theirs, 2e-5, found)
         times = interleave({OURS: core.ours, THEIRS: core.theirs}, rounds)
+        agree(core.our_local(), core.their_local(), 2e-5)
+        local = interleave({OURS: core.our_local, THEIRS: core.their_local}, rounds)
         hashing = interleave({OURS: core.our_hash, THEIRS: core.their_hash}, rounds)
 
     def gradients(function, retain=True):
@@ -152,6 +165,7 @@ def bench_core(length: int, hashes: int, rounds: int) -> None:
     line("forward (target 7x)", times[OURS], times[THEIRS])
     line("backward (target 3.5x)", times_backward[OURS], times_backward[THEIRS])
     line("hashing", hashing[OURS], hashing[THEIRS])
+    line("local attention of the same chunks", local[OURS], local[THEIRS])
 
 
 def build(name: str, length: int, hashes: int) -> nn.Module:

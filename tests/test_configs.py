@@ -14,6 +14,8 @@ FILES = sorted(CONFIGS.glob("*/*.json"))
 PARAMETERS = {  # of the backbone, pooler included
     "longformer/base-4096": 148_659_456,
     "longformer/large-4096": 434_600_960,
+    "reformer/crime-and-punishment": 2_584_064,
+    "reformer/enwik8": 148_654_080,
 }
 
 

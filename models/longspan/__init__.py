@@ -18,6 +18,19 @@ from longspan.longformer import (
 )
 from longspan.longformer.tokenization_longformer import LongformerTokenizer
 from longspan.pipelines import LongQuestionAnsweringPipeline, LongTextClassificationPipeline
+from longspan.reformer import (
+    ReformerConfig,
+    ReformerForCausalLM,
+    ReformerForMaskedLM,
+    ReformerForMultipleChoice,
+    ReformerForQuestionAnswering,
+    ReformerForSequenceClassification,
+    ReformerForTokenClassification,
+    ReformerModel,
+    ReformerModelWithLMHead,
+    ReformerPreTrainedModel,
+)
+from longspan.reformer.tokenization_reformer import ReformerTokenizer
 from longspan.registry import register_auto_classes
 
 __version__ = "0.1.0"
@@ -37,6 +50,17 @@ __all__ = [
     "LongformerModel",
     "LongformerPreTrainedModel",
     "LongformerTokenizer",
+    "ReformerConfig",
+    "ReformerForCausalLM",
+    "ReformerForMaskedLM",
+    "ReformerForMultipleChoice",
+    "ReformerForQuestionAnswering",
+    "ReformerForSequenceClassification",
+    "ReformerForTokenClassification",
+    "ReformerModel",
+    "ReformerModelWithLMHead",
+    "ReformerPreTrainedModel",
+    "ReformerTokenizer",
     "convert_to_long",
     "ops",
 ]

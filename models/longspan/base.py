@@ -6,7 +6,7 @@ B batch, T tokens, E hidden size.
 import difflib
 import logging
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from huggingface_hub.dataclasses import strict
@@ -35,11 +35,22 @@ class LongspanConfig(PreTrainedConfig):
     """
 
     file_model_types = ()  # ``model_type`` of other code whose files this configuration reads as its own
+    file_defaults: ClassVar[dict[str, Any]] = {}  # what those files mean where they leave a field of ours out
 
     @classmethod
     def known_names(cls) -> set[str]:
         """Every name the constructor takes."""
         return {field.name for field in fields(cls)} | set(cls.attribute_map) | _INHERITED_NAMES
+
+    @property
+    def feature_size(self) -> int:
+        """Width of the backbone's last hidden state, which heads read."""
+        return self.hidden_size  # type: ignore[attr-defined]
+
+    @property
+    def head_dropout(self) -> float:
+        """Dropout inside of classification heads."""
+        return self.hidden_dropout_prob  # type: ignore[attr-defined]
 
     def __post_init__(self, **kwargs):
         known = self.known_names()
@@ -64,6 +75,7 @@ class LongspanConfig(PreTrainedConfig):
     def from_dict(cls, config_dict: dict[str, Any], **kwargs):
         """As in transformers, but fields that nothing here uses are left out, and overrides are checked as a whole."""
         known = cls.known_names()
+        config_dict = cls._as_ours(config_dict)
         unused = sorted(config_dict.keys() - known - _WRITTEN_BY_TRAINER)
         if unused:
             logger.warning("%s does not use these fields of the file: %s", cls.__name__, ", ".join(unused))
@@ -79,17 +91,23 @@ class LongspanConfig(PreTrainedConfig):
     @classmethod
     def get_config_dict(cls, pretrained_model_name_or_path, **kwargs):
         values, kwargs = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
-        if values.get("model_type") in cls.file_model_types:
-            values["model_type"] = cls.model_type
-        return values, kwargs
+        return cls._as_ours(values), kwargs
+
+    @classmethod
+    def _as_ours(cls, values: dict[str, Any]) -> dict[str, Any]:
+        """A file of other code as one of ours."""
+        if values.get("model_type") not in cls.file_model_types:
+            return values
+        return cls.file_defaults | values | {"model_type": cls.model_type}
 
 
 class LongspanPreTrainedModel(PreTrainedModel):
     """Model base. A subclass sets ``config_class``, ``base_model_prefix`` and ``backbone_class``."""
 
     supports_gradient_checkpointing = True
+    has_pooler = True  # whether the backbone takes ``add_pooling_layer``
     _can_compile_fullgraph = True
-    backbone_class: type  # the architecture's model without a head, which heads.py builds
+    backbone_class: type  # the architecture's model without a head, which longspan.heads builds
 
     def complete_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
         """What a head passes to the backbone, with the architecture's defaults filled in (e.g. global tokens)."""

@@ -5,9 +5,10 @@ from dataclasses import dataclass
 import transformers
 from transformers import AutoConfig, AutoTokenizer
 
-from longspan import longformer
+from longspan import longformer, reformer
 from longspan.base import LongspanConfig, LongspanPreTrainedModel
 from longspan.longformer.tokenization_longformer import LongspanLongformerTokenizer
+from longspan.reformer.tokenization_reformer import LongspanReformerTokenizer
 
 
 @dataclass(frozen=True)
@@ -30,8 +31,9 @@ class Architecture:
         """Name of transformers' Auto class -> our class: AutoModel, AutoModelForMaskedLM, ..."""
         backbone, *heads = self.model_classes
         architecture = backbone.__name__.removesuffix("Model")
+        tasks = {head.__name__.removeprefix(architecture): head for head in heads}
         return {"AutoModel": backbone} | {
-            "AutoModel" + head.__name__.removeprefix(architecture): head for head in heads
+            "AutoModel" + task.replace("ModelWithLMHead", "ForCausalLM"): head for task, head in tasks.items()
         }
 
 
@@ -48,6 +50,20 @@ ARCHITECTURES = (
             longformer.LongformerForMultipleChoice,
         ),
         LongspanLongformerTokenizer,
+    ),
+    Architecture(
+        "reformer",
+        reformer.ReformerConfig,
+        (
+            reformer.ReformerModel,
+            reformer.ReformerModelWithLMHead,
+            reformer.ReformerForMaskedLM,
+            reformer.ReformerForSequenceClassification,
+            reformer.ReformerForTokenClassification,
+            reformer.ReformerForQuestionAnswering,
+            reformer.ReformerForMultipleChoice,
+        ),
+        LongspanReformerTokenizer,
     ),
 )
 

@@ -1,6 +1,7 @@
 """transformers' common model tests on every architecture of the registry, all heads.
 
-A further architecture adds its ``SmallModel`` to ``SMALL_MODELS``. Each of transformers' tests shows as a subtest.
+A further architecture adds its ``SmallModel`` to ``SMALL_MODELS``, or several where no one configuration fits all its
+heads. Each of transformers' tests shows as a subtest.
 """
 
 import unittest
@@ -16,10 +17,12 @@ class SmallModel:
     """What transformers' tests ask of a model: a small configuration, inputs, and the sizes of both."""
 
     values: ClassVar[dict]  # of the configuration
+    heads: ClassVar[tuple[str, ...] | None] = None  # ends of the names of the classes that it fits; None: all
     key_length: int  # columns of the attention weights
     not_applicable: ClassVar[dict[str, str]] = {}  # test of transformers -> why it does not apply here
     batch_size, seq_length, num_labels, num_choices = 13, 7, 3, 4
     is_training = True
+    least_tests = 60  # of transformers' that must have run
 
     def __init__(self, config_class):
         self.config_class = config_class
@@ -61,21 +64,69 @@ class SmallLongformer(SmallModel):
         return super().inputs(shape) | {"global_attention_mask": global_attention_mask}
 
 
-SMALL_MODELS = {"longformer": SmallLongformer}
+class SmallReformer(SmallModel):
+    values: ClassVar = {
+        "vocab_size": 99,
+        "hidden_size": 32,
+        "num_attention_heads": 2,
+        "attention_head_size": 8,
+        "feed_forward_size": 37,
+        "num_hidden_layers": 2,
+        "attn_layers": ["local", "lsh"],
+        "local_attn_chunk_length": 4,
+        "lsh_attn_chunk_length": 4,
+        "num_hashes": 2,
+        "axial_pos_shape": [8, 8],
+        "axial_pos_embds_dim": [12, 20],
+        "hash_seed": 1,
+    }
+    heads: ClassVar = ("ReformerModel", *(f"For{task}" for task in (
+        "MaskedLM", "SequenceClassification", "TokenClassification", "QuestionAnswering", "MultipleChoice"
+    )))  # fmt: skip
+    key_length = SmallModel.seq_length  # attention weights are shown for all pairs
+    not_applicable: ClassVar = SmallLongformer.not_applicable | dict.fromkeys(
+        (
+            "test_gradient_checkpointing_enable_disable",
+            "test_training_gradient_checkpointing",
+            "test_training_gradient_checkpointing_use_reentrant_false",
+            "test_training_gradient_checkpointing_use_reentrant_true",
+        ),
+        "reversible layers compute activations again by themselves: no layer is checkpointed",
+    )
 
 
-def common_tests(architecture, upstream) -> type[unittest.TestCase]:
-    """transformers' mixin over one architecture."""
+class SmallCausalReformer(SmallReformer):
+    values: ClassVar = SmallReformer.values | {"is_decoder": True}
+    heads: ClassVar = ("ReformerModel", "WithLMHead")
+
+
+SMALL_MODELS = {"longformer": [SmallLongformer], "reformer": [SmallReformer, SmallCausalReformer]}
+CASES = [
+    pytest.param(architecture, small, id=small.__name__)
+    for architecture in ARCHITECTURES
+    for small in SMALL_MODELS.get(architecture.name, [])
+]
+
+
+def common_tests(architecture, small, upstream) -> type[unittest.TestCase]:
+    """transformers' mixin over those classes of an architecture that a small model fits."""
     common = upstream("test_modeling_common")
     configuration = upstream("test_configuration_common")
 
-    class CommonTest(common.ModelTesterMixin, unittest.TestCase):
-        all_model_classes = architecture.model_classes
+    models = tuple(
+        model for model in architecture.model_classes if small.heads is None or model.__name__.endswith(small.heads)
+    )
+    mixins = [common.ModelTesterMixin]
+    if any(model.can_generate() for model in models):
+        mixins.append(upstream("generation.test_utils").GenerationTesterMixin)
+
+    class CommonTest(*mixins, unittest.TestCase):
+        all_model_classes = models
         has_attentions = True
         test_can_init_all_missing_weights_before_2023 = True  # the year is not written in our files
 
         def setUp(self):
-            self.model_tester = SMALL_MODELS[architecture.name](architecture.config_class)
+            self.model_tester = small(architecture.config_class)
 
         def test_config(self):
             config_class, values = architecture.config_class, self.model_tester.values
@@ -84,17 +135,23 @@ def common_tests(architecture, upstream) -> type[unittest.TestCase]:
     return CommonTest
 
 
+def test_every_class_is_covered():
+    for architecture in ARCHITECTURES:
+        smalls = SMALL_MODELS.get(architecture.name, [])
+        for model in architecture.model_classes:
+            fits = any(small.heads is None or model.__name__.endswith(small.heads) for small in smalls)
+            assert fits, f"add a small model that fits {model.__name__} to SMALL_MODELS"
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("architecture", ARCHITECTURES, ids=lambda architecture: architecture.name)
-def test_common_model_tests(architecture, upstream, registered_names, subtests):
-    assert architecture.name in SMALL_MODELS, f"add a small model of {architecture.name} to SMALL_MODELS"
-    cases = common_tests(architecture, upstream)
+@pytest.mark.parametrize(("architecture", "small"), CASES)
+def test_common_model_tests(architecture, small, upstream, registered_names, subtests):
+    cases = common_tests(architecture, small, upstream)
     names = unittest.TestLoader().getTestCaseNames(cases)
-    not_applicable = SMALL_MODELS[architecture.name].not_applicable
-    assert not_applicable.keys() <= set(names)
+    assert small.not_applicable.keys() <= set(names)
     passed = 0
     for name in names:
-        if name in not_applicable:
+        if name in small.not_applicable:
             continue
         with subtests.test(msg=name):
             result = unittest.TestResult()
@@ -102,4 +159,4 @@ def test_common_model_tests(architecture, upstream, registered_names, subtests):
             problems = [text for _, text in result.failures + result.errors]
             assert not problems, "\n".join(problems)
             passed += not result.skipped
-    assert passed > 60, f"only {passed} of {len(names)} tests ran"
+    assert passed > small.least_tests, f"only {passed} of {len(names)} tests ran"

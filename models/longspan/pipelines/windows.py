@@ -15,6 +15,7 @@ from typing import Any
 
 from torch import nn
 
+from longspan.base import LongspanPreTrainedModel
 from longspan.data.spans import split_windows
 from longspan.longformer.tokenization_longformer import GLOBAL_MASK, mark_global_tokens
 
@@ -116,11 +117,17 @@ def plan_windows(document: EncodedDocument, size: int | None, overlap: int | Non
 
 
 def forward_arguments(model: nn.Module) -> frozenset[str]:
-    """Names of the arguments that the model's forward takes, seen through a PEFT wrapper."""
+    """Names of the arguments that the model takes, seen through a PEFT wrapper.
+
+    A head of the zoo names what any architecture may know; what its backbone does not know, it cannot take.
+    """
     inner: Any = model
     if hasattr(inner, "get_base_model"):
         inner = inner.get_base_model()
-    return frozenset(inspect.signature(inner.forward).parameters)
+    names = frozenset(inspect.signature(inner.forward).parameters)
+    if isinstance(inner, LongspanPreTrainedModel):
+        names &= frozenset(inspect.signature(inner.base_model.forward).parameters)
+    return names
 
 
 def position_limit(model: nn.Module) -> int | None:

@@ -17,7 +17,7 @@ _LOG_PARTS = 4  # lines of a run that writes to a file
 
 
 class ProgressCallback(TrainerCallback):
-    """A bar with the running loss in place of Trainer's own bar and its printed dictionaries.
+    """A bar with the running loss and figures of evaluation, in place of Trainer's own bar and printed dictionaries.
 
     Give it to a Trainer whose arguments have ``disable_tqdm=True``, after
     ``trainer.remove_callback(transformers.PrinterCallback)``.
@@ -29,6 +29,7 @@ class ProgressCallback(TrainerCallback):
     def __init__(self, label: str = "training") -> None:
         self.label = label
         self._line: ProgressLine | None = None
+        self._figures: dict[str, str] = {}
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -47,8 +48,11 @@ class ProgressCallback(TrainerCallback):
         logs: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
-        if self._line is not None and logs and "loss" in logs:
-            self._line.note(f"loss {float(logs['loss']):.3f}")
+        for name, value in (logs or {}).items():
+            if name == "loss" or name.startswith("eval_"):
+                self._figures[name] = f"{name.removeprefix('eval_').replace('_', ' ')} {float(value):.3f}"
+        if self._line is not None and self._figures:
+            self._line.note(", ".join(self._figures.values()))
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

@@ -58,13 +58,17 @@ def sentence_around(text: str, start: int, end: int, width: int) -> str:
     return "\n".join(textwrap.wrap(f"{opening}{before}[{text[start:end]}]{after}{closing}", width))
 
 
-def save_pretrained(folder: Path, model: Any, tokenizer: Any) -> Path:
-    """Save model and tokenizer in ``folder``, which holds all of the old or all of the new, or after a kill nothing."""
+def save_pretrained(folder: Path, model: Any, tokenizer: Any = None) -> Path:
+    """Save a model and its tokenizer, if it has one, in ``folder``.
+
+    The folder holds all of the old or all of the new, or after a kill nothing.
+    """
     scratch = folder.with_name(f".{folder.name}.{os.getpid()}")
     for left_over in folder.parent.glob(f".{folder.name}.*"):  # of killed runs
         shutil.rmtree(left_over, ignore_errors=True)
     model.save_pretrained(scratch)
-    tokenizer.save_pretrained(scratch)
+    if tokenizer is not None:
+        tokenizer.save_pretrained(scratch)
     shutil.rmtree(folder, ignore_errors=True)
     scratch.rename(folder)
     return folder

@@ -1,0 +1,236 @@
+"""Heads that score words: at masked tokens, or the next word.
+
+B batch, T tokens, E width of the features that heads read, V vocabulary.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import initialization as init
+from transformers.utils import can_return_tuple
+
+from longspan.heads.base import Head, LogitsOutput, traces
+from longspan.layers.chunked import head_cross_entropy, linear_cross_entropy
+
+IGNORED = -100  # the label of a token that has none
+
+
+@dataclass
+class CausalLMOutput(LogitsOutput):
+    """As ``LogitsOutput``, with the cache, where one is kept."""
+
+    past_key_values: Any = None
+
+
+class LanguageModelHead(nn.Module):
+    """Dense, GELU, LayerNorm, and scores of all words by weights that may be the word embeddings (RoBERTa's head)."""
+
+    def __init__(self, hidden_size: int, vocab_size: int, layer_norm_eps: float):
+        super().__init__()
+        self.dense = nn.Linear(hidden_size, hidden_size)
+        self.layer_norm = nn.LayerNorm(hidden_size, eps=layer_norm_eps)
+        self.decoder = nn.Linear(hidden_size, vocab_size)
+        self.bias = nn.Parameter(torch.zeros(vocab_size))
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        """``[..., E]`` -> ``[..., V]``."""
+        return self.decoder(self.layer_norm(F.gelu(self.dense(hidden_states))))
+
+
+class LinearLanguageModelHead(nn.Module):
+    """Scores of all words by weights of their own (Reformer's head)."""
+
+    def __init__(self, feature_size: int, vocab_size: int):
+        super().__init__()
+        self.decoder = nn.Linear(feature_size, vocab_size, bias=False)
+        self.bias = nn.Parameter(torch.zeros(vocab_size))
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        """``[..., E]`` -> ``[..., V]``."""
+        scores = self.decoder(hidden_states)
+        return scores + self.bias.to(scores.dtype)
+
+    def loss(self, hidden_states: Tensor, labels: Tensor, rows: int, num_items_in_batch: Tensor | int | None) -> Tensor:
+        """Cross entropy of ``labels [...]``, of which ``rows`` tokens' scores exist at a time."""
+        options: dict[str, Any] = dict(rows=rows, ignore_index=IGNORED, num_items_in_batch=num_items_in_batch)
+        if type(self.decoder) is nn.Linear:
+            return linear_cross_entropy(hidden_states, self.decoder.weight, self.bias, labels, **options)
+        return head_cross_entropy(self, hidden_states, labels, **options)  # an adapter or a quantised layer
+
+
+class _WordHead(Head):
+    """What masked and causal language models share."""
+
+    accepts_loss_kwargs = True
+
+    def _init_weights(self, module):
+        super()._init_weights(module)
+        if isinstance(module, LanguageModelHead | LinearLanguageModelHead):
+            init.zeros_(module.bias)
+
+    def get_output_embeddings(self):
+        return self.lm_head.decoder
+
+    def set_output_embeddings(self, new_embeddings):
+        """The bias of a resized vocabulary keeps its old entries; new ones are 0."""
+        self.lm_head.decoder = new_embeddings
+        if new_embeddings.bias is not None:
+            self.lm_head.bias = new_embeddings.bias
+        elif len(self.lm_head.bias) != new_embeddings.out_features:
+            more = new_embeddings.out_features - len(self.lm_head.bias)
+            self.lm_head.bias = nn.Parameter(F.pad(self.lm_head.bias.detach(), (0, more)))
+
+    def score(
+        self, hidden_states: Tensor, labels: Tensor | None, num_items_in_batch: Tensor | int | None
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """Loss and logits of ``hidden_states [B, T, E]``; ``labels [B, T]`` stand at the token that predicts them.
+
+        With ``config.chunk_size_lm_head`` and labels, logits exist for that many tokens at a time, and a training step
+        returns none.
+        """
+        rows = getattr(self.config, "chunk_size_lm_head", 0)
+        if labels is None:
+            return None, self.lm_head(hidden_states)
+        if rows:
+            loss = self.lm_head.loss(hidden_states, labels, rows, num_items_in_batch)
+            return loss, None if self.training else self.lm_head(hidden_states)
+        logits = self.lm_head(hidden_states)
+        loss = self.loss_function(
+            logits,
+            labels,
+            vocab_size=self.config.vocab_size,
+            num_items_in_batch=num_items_in_batch,
+            shift_labels=labels,  # where the loss is a causal model's: shifted already
+        )
+        return loss, logits
+
+
+class MaskedLMHead(_WordHead):
+    """Scores of all words at every token."""
+
+    def build_head(self, config) -> None:
+        self.lm_head = LanguageModelHead(config.hidden_size, config.vocab_size, config.layer_norm_eps)
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        global_attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        num_hashes: int | None = None,
+        labels: Tensor | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        num_items_in_batch: Tensor | None = None,
+    ) -> LogitsOutput:
+        """Score all words: ``logits [B, T, V]``.
+
+        Args:
+            input_ids: ``[B, T]``.
+            attention_mask: ``[B, T]``, 1 = a token, 0 = padding.
+            global_attention_mask: ``[B, T]``, 1 = a global token; for architectures that have them.
+            token_type_ids: ``[B, T]``, which text a token belongs to; for architectures that have types.
+            position_ids: ``[B, T]``, where the model's own count is not wanted.
+            inputs_embeds: ``[B, T, E]`` in place of ``input_ids``.
+            num_hashes: hash rounds of this call; for architectures that hash.
+            labels: ``[B, T]``, the word at each masked token, -100 elsewhere.
+            output_attentions: also return attention weights.
+            output_hidden_states: also return the hidden states of all layers.
+            num_items_in_batch: what the loss is divided by, where a batch is one of several of a step.
+
+        Returns:
+            Loss and logits. Training with ``config.chunk_size_lm_head`` gives no logits: they never exist all at once.
+        """
+        outputs = self.encode(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            global_attention_mask=global_attention_mask,
+            token_type_ids=token_type_ids,
+            position_ids=position_ids,
+            inputs_embeds=inputs_embeds,
+            num_hashes=num_hashes,
+            output_attentions=output_attentions,
+            output_hidden_states=output_hidden_states,
+        )
+        loss, logits = self.score(outputs.last_hidden_state, labels, num_items_in_batch)
+        return LogitsOutput(loss=loss, logits=logits, **traces(outputs))
+
+
+class CausalLMHead(_WordHead):
+    """Scores of all words to come next, at every token."""
+
+    def build_head(self, config) -> None:
+        self.loss_type = "ForCausalLM"  # transformers reads it off the class's name otherwise
+        self.lm_head = LinearLanguageModelHead(config.feature_size, config.vocab_size)
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        num_hashes: int | None = None,
+        past_key_values: Any = None,
+        use_cache: bool | None = None,
+        labels: Tensor | None = None,
+        logits_to_keep: int | Tensor = 0,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        num_items_in_batch: Tensor | None = None,
+        **aligned: Tensor,
+    ) -> CausalLMOutput:
+        """Score the words to come next: ``logits [B, T, V]``.
+
+        Args:
+            input_ids: ``[B, T]``.
+            attention_mask: ``[B, T]``, 1 = a token, 0 = padding; with a cache its last T columns count.
+            position_ids: ``[B, T]``, where the model's own count is not wanted.
+            inputs_embeds: ``[B, T, E]`` in place of ``input_ids``.
+            num_hashes: hash rounds of this call; for architectures that hash.
+            past_key_values: the cache of earlier tokens, which takes in these.
+            use_cache: keep a cache and return it; by default only where one is given.
+            labels: ``[B, T]``, the words of the text itself (the model shifts them), -100: not scored.
+            logits_to_keep: score only the last so many tokens, or those of these indices; 0: all. Not with labels.
+            output_attentions: also return attention weights.
+            output_hidden_states: also return the hidden states of all layers.
+            num_items_in_batch: what the loss is divided by, where a batch is one of several of a step.
+            **aligned: ``shift_labels [B, T]``, at each token the word that follows, in place of ``labels``: for a part
+                of a text, whose next word stands elsewhere. (Named in the signature, transformers' Trainer would want
+                it beside ``labels`` to evaluate.)
+
+        Returns:
+            Loss, logits and cache. Training with ``config.chunk_size_lm_head`` gives no logits: they never exist all
+            at once.
+        """
+        shift_labels = aligned.pop("shift_labels", None)
+        if aligned:
+            raise TypeError(f"forward() got an unexpected keyword argument {next(iter(aligned))!r}")
+        outputs = self.encode(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            inputs_embeds=inputs_embeds,
+            num_hashes=num_hashes,
+            past_key_values=past_key_values,
+            use_cache=use_cache,
+            output_attentions=output_attentions,
+            output_hidden_states=output_hidden_states,
+        )
+        hidden_states = outputs.last_hidden_state
+        if shift_labels is not None:
+            labels = shift_labels
+        elif labels is not None:
+            labels = F.pad(labels[:, 1:], (0, 1), value=IGNORED)
+        elif isinstance(logits_to_keep, Tensor) or logits_to_keep:
+            keep = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+            hidden_states = hidden_states[:, keep]
+        loss, logits = self.score(hidden_states, labels, num_items_in_batch)
+        cache = getattr(outputs, "past_key_values", None)
+        return CausalLMOutput(loss=loss, logits=logits, past_key_values=cache, **traces(outputs))
