@@ -16,6 +16,7 @@ from longspan.ops.hashing import lsh_buckets
 from longspan.ops.lsh import bucket_attention, lsh_attention
 from longspan.ops.lsh_decode import bucket_decode, lsh_decode
 from longspan.ops.merge import merge
+from longspan.ops.multidim import multidim_attention, multidim_weights, source2token_pooling
 
 HAS_EXTENSION = find_spec("longspan._C") is not None and not os.environ.get("LONGSPAN_NO_EXT")
 """Whether the compiled kernels are in use. The environment variable LONGSPAN_NO_EXT turns them off."""
@@ -35,5 +36,8 @@ __all__ = [
     "lsh_buckets",
     "lsh_decode",
     "merge",
+    "multidim_attention",
+    "multidim_weights",
     "seeded_dropout",
+    "source2token_pooling",
 ]
