@@ -15,6 +15,7 @@
 #include "cpu/banded.h"
 #include "cpu/dropout.h"
 #include "cpu/hashing.h"
+#include "cpu/multidim.h"
 #include "cpu/scratch.h"
 #include "cpu/windows.h"
 
@@ -31,10 +32,12 @@ namespace {
 #include "cpu/windows_kernel.h"
 #include "cpu/hashing_kernel.h"
 #include "cpu/dropout_kernel.h"
+#include "cpu/multidim_kernel.h"
 constexpr BandedKernels banded = Banded<float, 8>::kernels();
 constexpr WindowsKernels windows = Attend<float, 8>::kernels();
 constexpr HashingKernel hashing = Hashing<float, 8>::kernel();
 constexpr DropoutKernel dropout = &drop_elements<8>;
+constexpr MultidimKernels multidim = Multidim<float, 8>::kernels();
 }  // namespace
 LONGSPAN_TARGET_END
 
@@ -42,11 +45,13 @@ const BandedKernels& banded_avx2() { return banded; }
 const WindowsKernels& windows_avx2() { return windows; }
 const HashingKernel& hashing_avx2() { return hashing; }
 const DropoutKernel dropout_avx2 = dropout;
+const MultidimKernels& multidim_avx2() { return multidim; }
 #else
 const BandedKernels& banded_avx2() { return banded_portable(); }
 const WindowsKernels& windows_avx2() { return windows_portable(); }
 const HashingKernel& hashing_avx2() { return hashing_portable(); }
 const DropoutKernel dropout_avx2 = dropout_portable;
+const MultidimKernels& multidim_avx2() { return multidim_portable(); }
 #endif
 
 }  // namespace longspan::cpu

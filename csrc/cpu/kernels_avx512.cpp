@@ -15,6 +15,7 @@
 #include "cpu/banded.h"
 #include "cpu/dropout.h"
 #include "cpu/hashing.h"
+#include "cpu/multidim.h"
 #include "cpu/scratch.h"
 #include "cpu/windows.h"
 
@@ -31,10 +32,12 @@ namespace {
 #include "cpu/windows_kernel.h"
 #include "cpu/hashing_kernel.h"
 #include "cpu/dropout_kernel.h"
+#include "cpu/multidim_kernel.h"
 constexpr BandedKernels banded = Banded<float, 16>::kernels();
 constexpr WindowsKernels windows = Attend<float, 16>::kernels();
 constexpr HashingKernel hashing = Hashing<float, 16>::kernel();
 constexpr DropoutKernel dropout = &drop_elements<16>;
+constexpr MultidimKernels multidim = Multidim<float, 16>::kernels();
 }  // namespace
 LONGSPAN_TARGET_END
 
@@ -42,11 +45,13 @@ const BandedKernels& banded_avx512() { return banded; }
 const WindowsKernels& windows_avx512() { return windows; }
 const HashingKernel& hashing_avx512() { return hashing; }
 const DropoutKernel dropout_avx512 = dropout;
+const MultidimKernels& multidim_avx512() { return multidim; }
 #else
 const BandedKernels& banded_avx512() { return banded_portable(); }
 const WindowsKernels& windows_avx512() { return windows_portable(); }
 const HashingKernel& hashing_avx512() { return hashing_portable(); }
 const DropoutKernel dropout_avx512 = dropout_portable;
+const MultidimKernels& multidim_avx512() { return multidim_portable(); }
 #endif
 
 }  // namespace longspan::cpu

@@ -15,6 +15,7 @@
 #include "cpu/banded.h"
 #include "cpu/dropout.h"
 #include "cpu/hashing.h"
+#include "cpu/multidim.h"
 #include "cpu/scratch.h"
 #include "cpu/windows.h"
 
@@ -29,9 +30,11 @@ namespace {
 #include "cpu/windows_kernel.h"
 #include "cpu/hashing_kernel.h"
 #include "cpu/dropout_kernel.h"
+#include "cpu/multidim_kernel.h"
 constexpr BandedKernels banded = Banded<float, 4>::kernels(), banded_f64 = Banded<double, 2>::kernels();
 constexpr WindowsKernels windows = Attend<float, 4>::kernels(), windows_f64 = Attend<double, 2>::kernels();
 constexpr HashingKernel hashing = Hashing<float, 4>::kernel(), hashing_f64 = Hashing<double, 2>::kernel();
+constexpr MultidimKernels multidim = Multidim<float, 4>::kernels(), multidim_f64 = Multidim<double, 2>::kernels();
 }  // namespace
 
 const BandedKernels& banded_portable() { return banded; }
@@ -41,5 +44,7 @@ const WindowsKernels& windows_portable_f64() { return windows_f64; }
 const HashingKernel& hashing_portable() { return hashing; }
 const HashingKernel& hashing_portable_f64() { return hashing_f64; }
 const DropoutKernel dropout_portable = &drop_elements<4>;
+const MultidimKernels& multidim_portable() { return multidim; }
+const MultidimKernels& multidim_portable_f64() { return multidim_f64; }
 
 }  // namespace longspan::cpu

@@ -52,17 +52,27 @@ struct Simd {
     return index;
   }
 
-  // 2^x for x <= 0, relative error about 2e-7 in float; exactly 0 below the normal numbers and for -inf.
-  static inline __attribute__((always_inline)) Vec exp2(Vec x) {
+  // 1 / x for normal numbers, relative error about 1e-7 in float.
+  static inline __attribute__((always_inline)) Vec reciprocal(Vec x) {
+#ifdef LONGSPAN_X86  // an estimate of 14 bits and one step of Newton, several times as fast as the division
+    if constexpr (sizeof(Vec) == 64 && sizeof(T) == 4) {
+      const Vec estimate = (Vec)_mm512_rcp14_ps((__m512)x);
+      return estimate + estimate * (T(1) - x * estimate);
+    }
+#endif
+    return T(1) / x;
+  }
+
+  // 2^x where the result is a normal number, relative error about 2e-7 in float.
+  static inline __attribute__((always_inline)) Vec exp2_normal(Vec x) {
     if constexpr (sizeof(T) == 8) {
       Vec y{};
       for (int i = 0; i < Lanes; ++i) y[i] = std::exp2(x[i]);
       return y;
     } else {
-      const Vec lowest = all(-126.f), magic = all(12582912.f);  // 1.5 * 2^23 rounds to an integer when added
-      const Vec clamped = max(lowest, x);                       // NaN stays NaN: the second operand wins
-      const Vec rounded = clamped + magic;
-      const Vec f = clamped - (rounded - magic);
+      const Vec magic = all(12582912.f);  // 1.5 * 2^23 rounds to an integer when added
+      const Vec rounded = x + magic;
+      const Vec f = x - (rounded - magic);
       Vec p = all(1.5403530e-4f);
       p = p * f + 1.3333558e-3f;
       p = p * f + 9.6181291e-3f;
@@ -70,8 +80,18 @@ struct Simd {
       p = p * f + 2.4022651e-1f;
       p = p * f + 6.9314718e-1f;
       p = p * f + 1.f;
-      const Vec y = (Vec)((Word)p + ((Word)rounded << 23));
-      return x >= lowest ? y : (x < lowest ? Vec{} : x);  // the sum of bits above can turn a NaN into a number
+      return (Vec)((Word)p + ((Word)rounded << 23));
+    }
+  }
+
+  // 2^x for x <= 0, relative error about 2e-7 in float; exactly 0 below the normal numbers and for -inf.
+  static inline __attribute__((always_inline)) Vec exp2(Vec x) {
+    if constexpr (sizeof(T) == 8) {
+      return exp2_normal(x);
+    } else {
+      const Vec lowest = all(-126.f);
+      const Vec y = exp2_normal(max(lowest, x));          // NaN stays NaN: the second operand wins
+      return x >= lowest ? y : (x < lowest ? Vec{} : x);  // its sum of bits can turn a NaN into a number
     }
   }
 };
