@@ -12,6 +12,13 @@ from longspan.registry import ARCHITECTURES
 CONFIGS = Path(__file__).parents[1] / "configs"
 FILES = sorted(CONFIGS.glob("*/*.json"))
 PARAMETERS = {  # of the backbone, pooler included
+    "biblosan/disan-600d": 30_000 * 300 + 1_624_200,
+    "biblosan/sick": 30_000 * 300 + 3_427_200,
+    "biblosan/simplified-squad": 30_000 * 100 + 382_400,
+    "biblosan/snli-480d": 30_000 * 300 + 2_223_360,
+    "biblosan/snli-600d": 30_000 * 300 + 3_427_200,
+    "biblosan/sst": 30_000 * 300 + 3_427_200,
+    "biblosan/trec": 30_000 * 300 + 3_427_200,
     "longformer/base-4096": 148_659_456,
     "longformer/large-4096": 434_600_960,
     "reformer/crime-and-punishment": 2_584_064,

@@ -9,12 +9,15 @@ import longspan
 from longspan.registry import ARCHITECTURES, register_auto_classes
 
 
+REQUIRED = {"biblosan": {"block_length": 4}}  # fields without a default
+
+
 @pytest.mark.parametrize("architecture", ARCHITECTURES, ids=lambda architecture: architecture.name)
 def test_architecture(architecture):
     config_class = architecture.config_class
     assert config_class.model_type == f"longspan_{architecture.name}"
     assert (Path(longspan.__file__).parent / architecture.name).is_dir()
-    config = AutoConfig.for_model(config_class.model_type)
+    config = AutoConfig.for_model(config_class.model_type, **REQUIRED.get(architecture.name, {}))
     assert type(config) is config_class
     assert AutoModel._model_mapping[config_class] is architecture.model_classes[0]
     for name, model_class in architecture.auto_classes().items():

@@ -4,6 +4,19 @@ Importing it registers the architectures with transformers' Auto classes and the
 """
 
 from longspan import ops
+from longspan.biblosan import (
+    BiBloSanConfig,
+    BiBloSanForMultipleChoice,
+    BiBloSanForQuestionAnswering,
+    BiBloSanForSentencePairClassification,
+    BiBloSanForSentencePairRegression,
+    BiBloSanForSentenceSelection,
+    BiBloSanForSequenceClassification,
+    BiBloSanForTokenClassification,
+    BiBloSanModel,
+    BiBloSanPreTrainedModel,
+)
+from longspan.biblosan.tokenization_biblosan import BiBloSanTokenizer
 from longspan.convert_to_long import convert_to_long
 from longspan.data.collators import LongDocumentCollator
 from longspan.longformer import (
@@ -38,6 +51,17 @@ __version__ = "0.1.0"
 register_auto_classes()
 
 __all__ = [
+    "BiBloSanConfig",
+    "BiBloSanForMultipleChoice",
+    "BiBloSanForQuestionAnswering",
+    "BiBloSanForSentencePairClassification",
+    "BiBloSanForSentencePairRegression",
+    "BiBloSanForSentenceSelection",
+    "BiBloSanForSequenceClassification",
+    "BiBloSanForTokenClassification",
+    "BiBloSanModel",
+    "BiBloSanPreTrainedModel",
+    "BiBloSanTokenizer",
     "LongDocumentCollator",
     "LongQuestionAnsweringPipeline",
     "LongTextClassificationPipeline",

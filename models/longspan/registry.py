@@ -5,8 +5,9 @@ from dataclasses import dataclass
 import transformers
 from transformers import AutoConfig, AutoTokenizer
 
-from longspan import longformer, reformer
+from longspan import biblosan, longformer, reformer
 from longspan.base import LongspanConfig, LongspanPreTrainedModel
+from longspan.biblosan.tokenization_biblosan import LongspanBiBloSanTokenizer
 from longspan.longformer.tokenization_longformer import LongspanLongformerTokenizer
 from longspan.reformer.tokenization_reformer import LongspanReformerTokenizer
 
@@ -28,13 +29,15 @@ class Architecture:
     tokenizer_class: type | None = None
 
     def auto_classes(self) -> dict[str, type[LongspanPreTrainedModel]]:
-        """Name of transformers' Auto class -> our class: AutoModel, AutoModelForMaskedLM, ..."""
+        """Name of transformers' Auto class -> our class: AutoModel, AutoModelForMaskedLM, ...
+
+        Heads for tasks that transformers has no Auto class for are loaded by their own.
+        """
         backbone, *heads = self.model_classes
         architecture = backbone.__name__.removesuffix("Model")
         tasks = {head.__name__.removeprefix(architecture): head for head in heads}
-        return {"AutoModel": backbone} | {
-            "AutoModel" + task.replace("ModelWithLMHead", "ForCausalLM"): head for task, head in tasks.items()
-        }
+        classes = {"AutoModel" + task.replace("ModelWithLMHead", "ForCausalLM"): head for task, head in tasks.items()}
+        return {"AutoModel": backbone} | {name: head for name, head in classes.items() if hasattr(transformers, name)}
 
 
 ARCHITECTURES = (
@@ -64,6 +67,21 @@ ARCHITECTURES = (
             reformer.ReformerForMultipleChoice,
         ),
         LongspanReformerTokenizer,
+    ),
+    Architecture(
+        "biblosan",
+        biblosan.BiBloSanConfig,
+        (
+            biblosan.BiBloSanModel,
+            biblosan.BiBloSanForSequenceClassification,
+            biblosan.BiBloSanForSentencePairClassification,
+            biblosan.BiBloSanForSentencePairRegression,
+            biblosan.BiBloSanForSentenceSelection,
+            biblosan.BiBloSanForTokenClassification,
+            biblosan.BiBloSanForQuestionAnswering,
+            biblosan.BiBloSanForMultipleChoice,
+        ),
+        LongspanBiBloSanTokenizer,
     ),
 )
 

@@ -66,8 +66,12 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         stored = torch.load(path, weights_only=True)
     meta = stored.pop("meta", {})
     meta = meta if isinstance(meta, dict) else json.loads(str(meta))
+    if isinstance(meta.get("meta"), dict):  # all of a file's metadata under one name
+        meta = meta | meta.pop("meta")
     plain = {name: value for name, value in stored.items() if isinstance(value, str | bool | int | float | dict)}
-    texts = {name: value for name, value in stored.items() if isinstance(value, np.ndarray) and value.dtype.kind in "US"}
+    texts = {
+        name: value for name, value in stored.items() if isinstance(value, np.ndarray) and value.dtype.kind in "US"
+    }
     plain |= {name: _value(str(value)) for name, value in texts.items()}
     plain |= {name: _value(value) for name, value in plain.items() if isinstance(value, str)}
     tensors = {

@@ -12,6 +12,7 @@ from longspan.data.spans import (
     split_windows,
     token_span_to_chars,
 )
+from longspan.data.word_vectors import read_word_vectors
 
 __all__ = [
     "LongDocumentCollator",
@@ -19,6 +20,7 @@ __all__ = [
     "best_spans",
     "char_span_to_tokens",
     "merge_spans",
+    "read_word_vectors",
     "split_windows",
     "token_span_to_chars",
 ]

@@ -121,6 +121,10 @@ class SequenceClassificationHead(Head):
             config.feature_size, config.hidden_size, config.num_labels, config.head_dropout
         )
 
+    def rate(self, outputs: BackboneOutput, attention_mask: Tensor | None) -> Tensor:
+        """Scores of the labels, ``[B, L]``; an architecture that reads texts elsewhere says so here."""
+        return self.classifier(first_token(outputs.last_hidden_state, attention_mask))
+
     @can_return_tuple
     def forward(
         self,
@@ -151,7 +155,7 @@ class SequenceClassificationHead(Head):
             output_attentions=output_attentions,
             output_hidden_states=output_hidden_states,
         )
-        logits = self.classifier(first_token(outputs.last_hidden_state, attention_mask))
+        logits = self.rate(outputs, attention_mask)
         loss = None if labels is None else self.loss_function(labels, logits, self.config)
         return LogitsOutput(loss=loss, logits=logits, **traces(outputs))
 
@@ -168,7 +172,7 @@ class MultipleChoiceHead(Head):
         else:
             self.classifier = ClassificationHead(config.feature_size, config.hidden_size, 1, config.head_dropout)
 
-    def _rate(self, outputs: BackboneOutput, attention_mask: Tensor | None) -> Tensor:
+    def rate(self, outputs: BackboneOutput, attention_mask: Tensor | None) -> Tensor:
         """How well each text fits: ``[B * C, 1]``."""
         if self.has_pooler:
             return self.classifier(self.dropout(outputs.pooler_output))
@@ -217,6 +221,6 @@ class MultipleChoiceHead(Head):
             output_hidden_states=output_hidden_states,
         )
         mask = None if attention_mask is None else attention_mask.flatten(0, 1)
-        logits = self._rate(outputs, mask).view(-1, choices.pop())
+        logits = self.rate(outputs, mask).view(-1, choices.pop())
         loss = None if labels is None else F.cross_entropy(logits, labels.to(logits.device))
         return LogitsOutput(loss=loss, logits=logits, **traces(outputs))
