@@ -43,8 +43,8 @@ def _each_key(
     length = keys.shape[1]
     for j in range(length):
         key, rows = slice(j, j + 1), slice(0 if later else j, length if earlier else j + 1)
-        tanh = torch.tanh((keys[:, key] + queries[:, rows]) / scale)
-        weight = torch.exp(scale * tanh)
+        tanh = (keys[:, key] + queries[:, rows]).div_(scale).tanh_()
+        weight = (scale * tanh).exp_()
         if not own:
             weight[:, j - rows.start] = 0.0
         if key_mask is not None:
@@ -59,8 +59,8 @@ def multidim_attention_reference(
     keys, queries, values = _rows(dependent, head, value, bias, key_mask)
     numerator, denominator = torch.zeros_like(values), torch.zeros_like(values)
     for key, rows, _, weight in _each_key(keys, queries, key_mask, earlier, later, own, scale):
-        numerator[:, rows] += weight * values[:, key]
-        denominator[:, rows] += weight
+        numerator[:, rows].addcmul_(weight, values[:, key])
+        denominator[:, rows].add_(weight)
     out = torch.where(denominator == 0, 0.0, numerator / denominator)
     return out.to(value.dtype).contiguous(), denominator.contiguous()
 
@@ -77,10 +77,10 @@ def multidim_attention_backward_reference(
     d_keys, d_queries, d_values = (torch.zeros_like(values) for _ in range(3))
     for key, rows, tanh, weight in _each_key(keys, queries, key_mask, earlier, later, own, scale):
         d_values[:, key] = (weight * share[:, rows]).sum(1, keepdim=True)
-        d_score = weight * (share[:, rows] * values[:, key] - delta[:, rows])
-        d_sum = d_score * (1.0 - tanh * tanh)
+        d_score = (share[:, rows] * values[:, key]).sub_(delta[:, rows]).mul_(weight)
+        d_sum = d_score.mul_(1.0 - tanh * tanh)
         d_keys[:, key] = d_sum.sum(1, keepdim=True)
-        d_queries[:, rows] += d_sum
+        d_queries[:, rows].add_(d_sum)
     grads = (grad.to(value.dtype).contiguous() for grad in (d_keys, d_queries, d_values))
     return *grads, d_queries.sum((0, 1)).to(bias.dtype)  # type: ignore[return-value]
 
@@ -151,7 +151,7 @@ def _check(name: str, bias: Tensor | None, **rows: Tensor) -> None:
 
 
 def _check_options(name: str, direction: Any, scale: float) -> None:
-    if direction not in DIRECTIONS:
+    if not isinstance(direction, str) or direction not in DIRECTIONS:
         raise ValueError(f"{name}: direction must be one of {', '.join(DIRECTIONS)}, got {direction!r}")
     if not 0.0 < scale <= LARGEST_SCALE:
         raise ValueError(f"{name}: scale must lie in (0, {LARGEST_SCALE:g}], got {scale}")
@@ -213,7 +213,8 @@ def multidim_weights(
 ) -> Tensor:
     """The attention weights that ``multidim_attention`` never stores, for looking at: ``[B, L queries, L keys, D]``.
 
-    No gradients. Rows sum to 1 over the keys, or to 0 where a query sees nothing. Arguments are those of ``multidim_attention``.
+    Rows sum to 1 over the keys, or to 0 where a query sees nothing. Arguments are those of ``multidim_attention``; no
+    gradient flows.
 
     Raises:
         ValueError: as ``multidim_attention``.
