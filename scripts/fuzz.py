@@ -2,8 +2,8 @@
 
     python scripts/fuzz.py [--seconds 120] [--seed 0] [--operator lsh]
 
-Draws shapes, windows, chunks, buckets, masks, caches, dropout, dtypes, strides and instruction sets. A failing case is
-printed as the call that makes it again. The definitions are those of ``tests/ops``.
+Draws shapes, windows, chunks, buckets, directions, masks, caches, dropout, dtypes, strides and instruction sets. A
+failing case is printed as the call that makes it again. The definitions are those of ``tests/ops``.
 """
 
 import argparse
@@ -14,13 +14,22 @@ from pathlib import Path
 
 import torch
 
-from longspan.ops import HAS_EXTENSION, banded_attention, block_attention, bucket_attention, lsh_attention
+from longspan.ops import (
+    HAS_EXTENSION,
+    banded_attention,
+    block_attention,
+    bucket_attention,
+    lsh_attention,
+    multidim_attention,
+)
 from longspan.ops.dropout import keep_mask
+from longspan.ops.multidim import DIRECTIONS
 from longspan.testing import CPU_ISAS, limited_cpu_isa
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from tests.ops.brute_force import band_mask, masked_attention
 from tests.ops.brute_force_lsh import bucket_counts, lsh_counts, neighbour_counts, shared_attention
+from tests.ops.brute_force_multidim import every_score
 
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.bfloat16: 1e-1, torch.float16: 1e-2}
 
@@ -83,12 +92,29 @@ def draw_bucket(rng: random.Random, heads: int) -> dict:
     return draw_hashed(rng) | dict(options=dict(window=rng.choice([1, 2, 7, 64, 200, rng.randint(1, 500)])))
 
 
-DRAW = {"banded": draw_banded, "block": draw_block, "lsh": draw_lsh, "bucket": draw_bucket}
+def draw_multidim(rng: random.Random, heads: int) -> dict:
+    tokens = rng.choice([0, 1, 2, rng.randint(3, 30), rng.randint(30, 130)])  # all scores of all features at once
+    options = dict(direction=rng.choice(list(DIRECTIONS)), scale=rng.choice([0.5, 1.0, 5.0, 5.0, 40.0]))
+    return dict(heads=1, tokens=tokens, dropout_p=0.0, options=options)
+
+
+def multidim(*inputs, dropout_p, dropout_seed, **options):
+    return multidim_attention(*inputs, **options)
+
+
+DRAW = {
+    "banded": draw_banded,
+    "block": draw_block,
+    "lsh": draw_lsh,
+    "bucket": draw_bucket,
+    "multidim": draw_multidim,
+}
 OPERATORS = {
     "banded": banded_attention,
     "block": block_attention,
     "lsh": lsh_attention,
     "bucket": bucket_attention,
+    "multidim": multidim,
 }
 
 
@@ -112,11 +138,16 @@ def tensors_of(case: dict) -> tuple[list[torch.Tensor], torch.Tensor, dict]:
         shape = (case["batch"], case["heads"], case["rounds"], tokens)
         options["buckets"] = torch.randint(case["num_buckets"], shape, generator=generator)
         inputs = inputs[:2]
+    if case["operator"] == "multidim":
+        bias = torch.randn(case["head_size"], generator=generator).to(case["dtype"])
+        return [*(x[:, 0] for x in inputs), bias], grad_out[:, 0], options
     return inputs, grad_out, options
 
 
 def definition(case: dict, inputs: list[torch.Tensor], key_mask=None, buckets=None):
     """``(out, lse)`` from every pair of query and key."""
+    if case["operator"] == "multidim":
+        return every_score(*inputs, key_mask=key_mask, **case["options"])[:2]
     options, heads, tokens = case["options"], case["heads"], case["tokens"]
     keys, keep = tokens + case["cached"], None
     if case["dropout_p"]:
@@ -156,7 +187,7 @@ def worst_gap(case: dict) -> float:
     seen = wanted_lse != -torch.inf
     assert torch.equal(lse != -torch.inf, seen), case
     lse, wanted_lse = lse.masked_fill(~seen, 0.0), wanted_lse.masked_fill(~seen, 0.0)
-    grad_lse = grad_out[..., 0].double()
+    grad_lse = (grad_out if lse.dim() == grad_out.dim() else grad_out[..., 0]).double()
     got = [out, lse, *torch.autograd.grad([out, lse], ours, [grad_out, grad_lse.to(lse.dtype)])]
     right = [wanted, wanted_lse, *torch.autograd.grad([wanted, wanted_lse], theirs, [grad_out.double(), grad_lse])]
     gaps = [0.0]

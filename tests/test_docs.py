@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-PAGES = ["docs/reformer.md", "docs/ops/lsh.md"]  # pages whose code needs nothing from a server
+PAGES = ["docs/reformer.md", "docs/ops/lsh.md", "docs/ops/multidim.md"]  # pages whose code needs nothing from a server
 
 
 @pytest.mark.parametrize("page", PAGES)

@@ -5,6 +5,8 @@ import sys
 
 import pytest
 
+from longspan.ops import HAS_EXTENSION
+
 PROGRAM = """
 import sys, torch, longspan
 from longspan.training.memory import PeakMemory
@@ -60,6 +62,28 @@ print(memory.mib)
 """
 
 
+MULTIDIM = """
+import torch
+from longspan.ops import multidim_attention
+from longspan.training.memory import PeakMemory
+
+torch.set_num_threads(1)
+
+def inputs(blocks):
+    rows = [torch.randn(blocks, 26, 300, requires_grad=True) for _ in range(3)]
+    return [*rows, torch.randn(300, requires_grad=True)], torch.randn(blocks, 26, 300)
+
+def run(tensors, grad_out):
+    torch.autograd.grad(multidim_attention(*tensors, direction="forward"), tensors, grad_out)
+
+run(*inputs(2))  # what the first call takes
+arguments = inputs(316)
+with PeakMemory() as memory:
+    run(*arguments)
+print(memory.mib)
+"""
+
+
 def peak_mib(program, *arguments):
     done = subprocess.run(
         [sys.executable, "-c", program, *map(str, arguments)], capture_output=True, text=True, check=False
@@ -82,3 +106,9 @@ def test_memory_of_a_reversible_stack_does_not_grow_with_depth():
     """Kept activations would take 40 MiB for 2 layers and 350 MiB for 24."""
     peaks = {layers: peak_mib(REVERSIBLE, layers) for layers in (2, 8, 24)}
     assert max(peaks.values()) < 55 and max(peaks.values()) <= 1.6 * peaks[2], peaks
+
+
+def test_memory_of_multidim_attention_holds_no_scores():
+    """8192 tokens in blocks, 300 features: 9.4 MiB for each tensor of tokens, 245 MiB for one of scores."""
+    peak = peak_mib(MULTIDIM)
+    assert peak < (60 if HAS_EXTENSION else 190), f"{peak:.0f} MiB"

@@ -10,6 +10,8 @@ from longspan.ops import HAS_EXTENSION, multidim_attention, multidim_weights, so
 from longspan.ops.multidim import DIRECTIONS, multidim_attention_backward_reference, multidim_attention_reference
 from longspan.testing import CPU_ISAS, has_kernel, limited_cpu_isa
 
+from .brute_force_multidim import every_score, visible_pairs
+
 # batch, tokens, features: nothing, one of everything, odd, more features than a tile, longer than a tile of tokens
 SHAPES = [
     (1, 0, 3), (0, 4, 3), (1, 1, 1), (2, 2, 1), (3, 5, 7), (1, 13, 16), (13, 6, 17), (70, 3, 5), (2, 26, 70),
@@ -18,27 +20,6 @@ SHAPES = [
 shapes = pytest.mark.parametrize("shape", SHAPES, ids=str)
 directions = pytest.mark.parametrize("direction", list(DIRECTIONS))
 NAMES = ("dependent", "head", "value", "bias")
-
-
-def visible_pairs(length, direction):
-    query, key = torch.arange(length)[:, None], torch.arange(length)
-    return {"forward": key < query, "backward": key > query, "diagonal_free": key != query, "full": key == key}[
-        direction
-    ].expand(length, length)
-
-
-def brute_force(dependent, head, value, bias, *, direction, key_mask=None, scale=5.0):
-    """``out``, ``lse`` and the weights ``[B, queries, keys, D]``, with all scores at once."""
-    scores = scale * torch.tanh((dependent[:, None] + head[:, :, None] + bias) / scale)
-    visible = visible_pairs(head.shape[1], direction)[None]
-    if key_mask is not None:
-        visible = visible & key_mask[:, None] & key_mask[:, :, None]
-    terms = torch.where(visible[..., None], scores.exp(), 0.0)
-    total = terms.sum(2)
-    some = torch.where(total > 0, total, 1.0)
-    lse = torch.where(total > 0, some.log(), -torch.inf)
-    weights = terms / some[:, :, None]
-    return (weights * value[:, None]).sum(2), lse, weights
 
 
 def random_inputs(shape, dtype=torch.float64, spread=2.0):
@@ -54,7 +35,7 @@ def compare(inputs, options, tolerance):
     """Output, lse and all gradients, by the error relative to the largest number."""
     ours, theirs = inputs, doubles(inputs)
     out, lse = multidim_attention(*ours, return_lse=True, **options)
-    wanted, wanted_lse, _ = brute_force(*theirs, **options)
+    wanted, wanted_lse, _ = every_score(*theirs, **options)
     assert out.dtype == ours[2].dtype and out.is_contiguous()
     assert_close(out.double(), wanted, atol=tolerance, rtol=tolerance)
     assert_close(lse.double(), wanted_lse, atol=tolerance, rtol=tolerance)
@@ -72,7 +53,7 @@ def compare(inputs, options, tolerance):
 @shapes
 @directions
 @pytest.mark.parametrize("masked", [False, True], ids=["all-tokens", "key-mask"])
-def test_matches_brute_force(shape, direction, masked):
+def test_matches_every_score(shape, direction, masked):
     options = {"direction": direction, "key_mask": torch.rand(shape[:2]) > 0.3 if masked else None}
     compare(random_inputs(shape), options, 1e-10)
 
@@ -249,7 +230,7 @@ def test_some_gradients_only():
     inputs = random_inputs((2, 5, 3))
     out, lse = multidim_attention(*inputs, direction="full", return_lse=True)
     (alone,) = torch.autograd.grad(lse.sum(), inputs[0], retain_graph=True)
-    wanted = brute_force(*inputs, direction="full")[1]
+    wanted = every_score(*inputs, direction="full")[1]
     assert_close(alone, torch.autograd.grad(wanted.sum(), inputs[0])[0])
     with pytest.raises(NotImplementedError, match="second derivatives"):
         torch.autograd.grad(torch.autograd.grad(out.sum(), inputs[0], create_graph=True)[0].sum(), inputs[0])
@@ -301,7 +282,7 @@ def test_weights_are_those_of_the_attention(direction):
     dependent, head, value, bias = random_inputs((2, 7, 4))
     options = {"direction": direction, "key_mask": torch.rand(2, 7) > 0.3, "scale": 3.0}
     weights = multidim_weights(dependent, head, bias, **options)
-    assert_close(weights, brute_force(dependent, head, value, bias, **options)[2].detach())
+    assert_close(weights, every_score(dependent, head, value, bias, **options)[2].detach())
     out = multidim_attention(dependent, head, value, bias, **options)
     assert_close((weights * value[:, None]).sum(2), out)
     assert multidim_weights(dependent[:, :0], head[:, :0], bias, direction=direction).shape == (2, 0, 0, 4)
