@@ -8,7 +8,6 @@ from transformers import AutoConfig, AutoModel
 import longspan
 from longspan.registry import ARCHITECTURES, register_auto_classes
 
-
 REQUIRED = {"biblosan": {"block_length": 4}}  # fields without a default
 
 

@@ -258,7 +258,7 @@ class BiBloSanModel(BiBloSanPreTrainedModel):
                 f"inputs_embeds must be {config.embedding_size} wide, as embedding_size says, "
                 f"got {list(inputs_embeds.shape)}"
             )
-        if input_ids is not None:
+        if input_ids is not None and input_ids.numel():
             self.warn_if_padding_and_no_attention_mask(input_ids, attention_mask)
         mask = token_mask(attention_mask)
         hidden_states = self.embeddings(input_ids, inputs_embeds)

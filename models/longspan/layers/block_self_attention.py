@@ -85,24 +85,50 @@ class MaskedBlockSelfAttention(nn.Module):
         """
         (batch, length, _), r = x.shape, self.block_length
         mapped = self.activation(self.map(self.dropout(x)))  # [B, T, D]
-        size, missing = mapped.shape[-1], -length % r
-        blocks = F.pad(mapped, (0, 0, 0, missing)).view(-1, r, size)  # [B m, r, D]
-        padded_mask = None
-        if mask is not None or torch.compiler.is_compiling() or missing:
+        blocks = _blocks(mapped, r)
+        num_blocks, size = blocks.shape[1], blocks.shape[3]
+        block_tokens = None  # [B m, r]
+        if mask is not None or torch.compiler.is_compiling() or length % r:
             tokens = x.new_ones(batch, length, dtype=torch.bool) if mask is None else mask
-            padded_mask = F.pad(tokens, (0, missing)).view(-1, r)  # [B m, r]
-        local, weights = self.within(blocks, padded_mask, return_weights)
-        pooled = self.pooling(local, padded_mask).view(batch, -1, size)  # [B, m, D]
+            block_tokens = _blocks(tokens, r).flatten(0, 1)
+        local, weights = self.within(blocks.flatten(0, 1), block_tokens, return_weights)
+        pooled = self.pooling(local, block_tokens).view(batch, num_blocks, size)
 
         block_mask = None  # a text without padding has no block of padding alone
-        if mask is not None and self.mask_padding and padded_mask is not None:
-            block_mask = padded_mask.view(batch, -1, r).any(-1)
+        if mask is not None and self.mask_padding and block_tokens is not None:
+            block_mask = block_tokens.any(-1).view(batch, num_blocks)
         context, block_weights = self.between(pooled, block_mask, return_weights)
-        spread = context[:, :, None].expand(-1, -1, r, -1).reshape(batch, -1, size)[:, :length]
-        out = self.fusion(mapped, local.reshape(batch, -1, size)[:, :length], spread)
+        local = local.view(batch, num_blocks, r, size)
+        spread = context[:, :, None].expand(batch, num_blocks, r, size)
+        out = self.fusion(mapped, _tokens(local, length), _tokens(spread, length))
         if mask is not None and self.mask_padding:
             out = out.masked_fill(~mask[..., None], 0.0)
         return out, _within_text(weights, batch, length), block_weights
+
+
+# Compiled graphs take blocks apart by index: sizes of reshaped tensors would tie them to lengths like the first one.
+
+
+def _blocks(x: Tensor, block_length: int) -> Tensor:
+    """``[B, T, ...]`` -> ``[B, m, r, ...]``, zero behind the last token."""
+    length = x.shape[1]
+    num_blocks = (length + block_length - 1) // block_length
+    if not torch.compiler.is_compiling():
+        missing = num_blocks * block_length - length
+        padded = F.pad(x, (*[0, 0] * (x.dim() - 2), 0, missing))
+        return padded.view(x.shape[0], num_blocks, block_length, *x.shape[2:])
+    first = torch.arange(num_blocks, device=x.device) * block_length
+    place = first[:, None] + torch.arange(block_length, device=x.device)  # [m, r]
+    beyond = (place >= length).view(*place.shape, *[1] * (x.dim() - 2))
+    return x[:, place.clamp(max=length - 1)].masked_fill(beyond, 0)
+
+
+def _tokens(blocks: Tensor, length: int) -> Tensor:
+    """``[B, m, r, D]`` -> ``[B, T, D]``."""
+    if not torch.compiler.is_compiling():
+        return blocks.flatten(1, 2)[:, :length]
+    place = torch.arange(length, device=blocks.device)
+    return blocks[:, place // blocks.shape[2], place % blocks.shape[2]]
 
 
 def _within_text(weights: Tensor | None, batch: int, length: int) -> Tensor | None:

@@ -72,7 +72,7 @@ class FusionGate(nn.Module):
     def forward(self, first: Tensor, second: Tensor) -> Tensor:
         """``a`` and ``b`` of one shape ``[..., D]``; the result has it too."""
         gate = torch.sigmoid(self.first(self.dropout(first)) + self.second(self.dropout(second)) + self.bias)
-        return torch.lerp(second, first, gate)
+        return torch.lerp(second.to(gate.dtype), first.to(gate.dtype), gate)  # the gate is wider under autocast
 
 
 class GatedSelfAttention(nn.Module):
