@@ -16,6 +16,7 @@ from longspan.biblosan.conversion import (
     layer_entries,
     pooling_entries,
     read_entries,
+    tensorflow_entries,
 )
 from longspan.biblosan.modeling_biblosan import ACTIVATIONS, BiBloSanLayer
 from longspan.layers.block_self_attention import MaskedBlockSelfAttention
@@ -200,11 +201,19 @@ def model_of(case, dtype, task, mask_padding, **more):
     return model.to(dtype).eval()
 
 
+def check_model_gradients(case, out, inputs, model, task):
+    entries = tensorflow_entries(model.config, task)
+    scope = scope_of(prefixed(case, "param."), entries[0].variables[0])
+    check_gradients(case, out, inputs, model, entries, scope)
+
+
 def check_sentence(case, dtype, mask_padding):
     x, mask = inputs_of(case, dtype)
     model = model_of(case, dtype, "Model", mask_padding)
     out = model(inputs_embeds=x, attention_mask=mask.long()).pooler_output
     check_outputs(case, {"y": out}, mask_padding)
+    if not mask_padding:
+        check_model_gradients(case, out, x, model, "Model")
 
 
 def check_classification(case, dtype, mask_padding):
@@ -213,6 +222,8 @@ def check_classification(case, dtype, mask_padding):
     inputs = {"inputs_embeds": x, "attention_mask": mask.long()}
     results = {"rep": model.biblosan(**inputs).pooler_output, "logits": model(**inputs).logits}
     check_outputs(case, results, mask_padding)
+    if not mask_padding:
+        check_model_gradients(case, results["logits"], x, model, "ForSequenceClassification")
 
 
 def check_pair(case, dtype, mask_padding, task, num_labels):
