@@ -504,3 +504,15 @@ def test_trained_by_the_trainer(small, tmp_path):
     before = trainer.evaluate()["eval_loss"]
     trainer.train()
     assert trainer.evaluate()["eval_loss"] < 0.8 * before
+
+
+@pytest.mark.parametrize("semantics", SEMANTICS)
+def test_nothing_to_read(semantics, make_model):
+    """No text, no token, nothing but padding; and no padding token that anything could be filled up with."""
+    model = make_model("ModelWithLMHead", lsh_semantics=semantics, pad_token_id=None)
+    with torch.no_grad():
+        assert model(torch.ones(1, 0, dtype=torch.long)).logits.shape == (1, 0, 60)
+        assert model(torch.ones(0, 5, dtype=torch.long)).logits.shape == (0, 5, 60)
+        ids = torch.ones(2, 45, dtype=torch.long)
+        assert model(ids).logits.isfinite().all()
+        assert model(ids, attention_mask=torch.zeros_like(ids)).logits.isfinite().all()
