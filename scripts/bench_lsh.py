@@ -15,6 +15,7 @@ import statistics
 import subprocess
 import sys
 import time
+from typing import Any
 
 import torch
 import transformers
@@ -71,14 +72,14 @@ class Core:
         torch.manual_seed(0)
         config = transformers.ReformerConfig(**configuration(length, rounds))
         self.query_key, self.value = (torch.randn(1, length, HEADS * HEAD_SIZE, requires_grad=True) for _ in range(2))
-        self.layer = LSHSelfAttention(config, layer_idx=0).eval()
+        self.layer: Any = LSHSelfAttention(config, layer_idx=0).eval()
         self.layer.query_key, self.layer.value = Given(self.query_key), Given(self.value)
         half = length // CHUNK
         self.rotations = torch.randn(HEADS, HEAD_SIZE, rounds, half)
         self.buckets = lsh_buckets(self.split(self.query_key), self.rotations, 2 * half)
         self.with_offsets = self.buckets + 2 * half * torch.arange(rounds)[:, None]
         self.layer.num_buckets = 2 * half
-        self.local = LocalSelfAttention(config, layer_idx=0).eval()
+        self.local: Any = LocalSelfAttention(config, layer_idx=0).eval()
         self.local.query = self.local.key = Given(self.query_key)
         self.local.value = self.layer.value
         self.hidden = torch.zeros(1, length, 256)
@@ -209,7 +210,7 @@ def measure(name: str, length: str, hashes: str, train: str, threads: str) -> No
 
 def bench_model(length: int, hashes: int, rounds: int, threads: int, targets: tuple[float, ...]) -> None:
     models = {name: build(name, length, hashes) for name in (OURS, THEIRS)}
-    agree(*(run_model(models[name], length, False) for name in (OURS, THEIRS)), 2e-2)
+    agree(run_model(models[OURS], length, False), run_model(models[THEIRS], length, False), 2e-2)
     print(f"\nReformerModel, {length} tokens, {hashes} rounds{'longspan':>20}{'transformers':>14}{'speed':>12}")
     for train, label, target in ((False, "forward", targets[0]), (True, "forward + backward", targets[1])):
         calls = {name: lambda m=model, t=train: run_model(m, length, t) for name, model in models.items()}
