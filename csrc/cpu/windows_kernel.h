@@ -410,6 +410,7 @@ struct Attend {
       };
       int64_t k = 0;
       for (; k + group <= piece.count; k += group) product(std::integral_constant<int, group>{}, k);
+      for (; k + 4 <= piece.count; k += 4) product(std::integral_constant<int, 4>{}, k);
       for (; k < piece.count; ++k) product(std::integral_constant<int, 1>{}, k);
     });
   }
