@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers.utils import can_return_tuple
 
-from longspan.base import BackboneOutput, first_token
+from longspan.base import BackboneOutput, text_token
 from longspan.heads.base import Head, LogitsOutput, SpanOutput, traces
 
 
@@ -114,7 +114,7 @@ class ClassificationHead(nn.Module):
 
 
 class SequenceClassificationHead(Head):
-    """One label, several labels or a number for a whole text, read at its first token."""
+    """One label, several labels or a number for a whole text, read at its first token; in causal models at its last."""
 
     def build_head(self, config) -> None:
         self.classifier = ClassificationHead(
@@ -151,7 +151,7 @@ class SequenceClassificationHead(Head):
             output_attentions=output_attentions,
             output_hidden_states=output_hidden_states,
         )
-        logits = self.classifier(first_token(outputs.last_hidden_state, attention_mask))
+        logits = self.classifier(text_token(outputs.last_hidden_state, attention_mask, self.config.text_token))
         loss = None if labels is None else self.loss_function(labels, logits, self.config)
         return LogitsOutput(loss=loss, logits=logits, **traces(outputs))
 
@@ -172,7 +172,7 @@ class MultipleChoiceHead(Head):
         """How well each text fits: ``[B * C, 1]``."""
         if self.has_pooler:
             return self.classifier(self.dropout(outputs.pooler_output))
-        return self.classifier(first_token(outputs.last_hidden_state, attention_mask))
+        return self.classifier(text_token(outputs.last_hidden_state, attention_mask, self.config.text_token))
 
     @can_return_tuple
     def forward(
