@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+import transformers
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, Trainer, TrainingArguments
 
@@ -543,3 +544,13 @@ def test_an_empty_text(make_model):
     model = make_model("Model").eval()
     features = model(torch.zeros(2, 0, dtype=torch.long)).last_hidden_state
     assert features.shape == (2, 0, model.config.feature_size)
+
+
+def test_a_head_on_a_token_that_sees_nothing_is_named(make_model, caplog):
+    logger = transformers.utils.logging.get_logger("longspan.heads.tasks")
+    logger.addHandler(caplog.handler)
+    make_model("ForSequenceClassification", is_decoder=True, lsh_semantics="chunked")
+    assert "Set is_decoder=False" not in caplog.text
+    make_model("ForSequenceClassification", is_decoder=True, lsh_semantics="original")
+    assert "Set is_decoder=False" in caplog.text
+    logger.removeHandler(caplog.handler)
