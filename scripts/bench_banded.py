@@ -10,10 +10,8 @@ multiply-add rate, measured here too.
 import argparse
 import math
 import os
-import statistics
 import subprocess
 import sys
-import time
 
 import torch
 import torch.nn.functional as F
@@ -21,6 +19,7 @@ from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
 from longspan.info import summary
 from longspan.ops import HAS_EXTENSION, banded_attention
+from longspan.testing import interleaved
 
 HEADS, LENGTH, WINDOW = 12, 4096, 256
 
@@ -83,19 +82,6 @@ def inputs_for(head_size: int, dtype: torch.dtype, requires_grad: bool = False):
     return [torch.randn(1, HEADS, LENGTH, head_size).to(dtype).requires_grad_(requires_grad) for _ in range(3)]
 
 
-def interleave(calls: dict, rounds: int) -> dict[str, float]:
-    """Median milliseconds of each call: every round runs all of them, each once to warm up and twice to be timed."""
-    times = {name: [] for name in calls}
-    for _ in range(rounds):
-        for name, call in calls.items():
-            call()
-            for _ in range(2):
-                start = time.perf_counter()
-                call()
-                times[name].append((time.perf_counter() - start) * 1e3)
-    return {name: statistics.median(series) for name, series in times.items()}
-
-
 def agree(results: dict, tolerance: float) -> None:
     ours = results["longspan"].float()
     for name, result in results.items():
@@ -117,7 +103,7 @@ def forward(head_size: int, dtype: torch.dtype, rounds: int, peak: float) -> Non
     with torch.no_grad():
         calls = {name: lambda f=f: f(*inputs) for name, f in contenders(head_size).items()}
         agree({name: call() for name, call in calls.items()}, 2e-5 if dtype == torch.float32 else 3e-2)
-        times = interleave(calls, rounds)
+        times = interleaved(calls, rounds)
     table(f"forward, {dtype}, head size {head_size}", times, useful_operations(LENGTH, WINDOW, head_size, 2), peak)
 
 
@@ -133,7 +119,7 @@ def forward_backward(head_size: int, rounds: int, peak: float) -> None:
     calls = {name: lambda f=f: gradients(f) for name, f in functions.items()}
     for index in range(3):
         agree({name: call()[index] for name, call in calls.items()}, 1e-4)
-    times = interleave(calls, rounds)
+    times = interleaved(calls, rounds)
     title = f"forward + backward, float32, head size {head_size} (FlexAttention has no backward on the CPU)"
     table(title, times, useful_operations(LENGTH, WINDOW, head_size, 7), peak)
 

@@ -11,10 +11,9 @@ model, each figure taken in a process of its own.
 
 import argparse
 import os
-import statistics
 import subprocess
 import sys
-import time
+from typing import Any
 
 import torch
 import transformers
@@ -24,6 +23,7 @@ from transformers.models.reformer.modeling_reformer import LocalSelfAttention, L
 import longspan
 from longspan.info import summary
 from longspan.ops import HAS_EXTENSION, block_attention, lsh_attention, lsh_buckets
+from longspan.testing import interleaved
 from longspan.training.memory import PeakMemory
 
 HEADS, HEAD_SIZE, CHUNK = 2, 64, 64
@@ -71,14 +71,14 @@ class Core:
         torch.manual_seed(0)
         config = transformers.ReformerConfig(**configuration(length, rounds))
         self.query_key, self.value = (torch.randn(1, length, HEADS * HEAD_SIZE, requires_grad=True) for _ in range(2))
-        self.layer = LSHSelfAttention(config, layer_idx=0).eval()
+        self.layer: Any = LSHSelfAttention(config, layer_idx=0).eval()
         self.layer.query_key, self.layer.value = Given(self.query_key), Given(self.value)
         half = length // CHUNK
         self.rotations = torch.randn(HEADS, HEAD_SIZE, rounds, half)
         self.buckets = lsh_buckets(self.split(self.query_key), self.rotations, 2 * half)
         self.with_offsets = self.buckets + 2 * half * torch.arange(rounds)[:, None]
         self.layer.num_buckets = 2 * half
-        self.local = LocalSelfAttention(config, layer_idx=0).eval()
+        self.local: Any = LocalSelfAttention(config, layer_idx=0).eval()
         self.local.query = self.local.key = Given(self.query_key)
         self.local.value = self.layer.value
         self.hidden = torch.zeros(1, length, 256)
@@ -112,19 +112,6 @@ class Core:
         return self.layer._hash_vectors(self.split(self.query_key), self.buckets.shape[2], None)
 
 
-def interleave(calls: dict, rounds: int) -> dict[str, float]:
-    """Median milliseconds of each call; every round runs all of them, once to warm up and twice to be timed."""
-    times = {name: [] for name in calls}
-    for _ in range(rounds):
-        for name, call in calls.items():
-            call()
-            for _ in range(2):
-                start = time.perf_counter()
-                call()
-                times[name].append((time.perf_counter() - start) * 1e3)
-    return {name: statistics.median(series) for name, series in times.items()}
-
-
 def agree(a: Tensor, b: Tensor, tolerance: float, rows: Tensor | None = None) -> None:
     gap = (a - b).abs()
     gap = (gap if rows is None else gap[rows]).max().item() / max(1.0, b.abs().max().item())
@@ -148,10 +135,10 @@ def bench_core(length: int, hashes: int, rounds: int) -> None:
         found = (lse > -torch.inf).transpose(1, 2)[0]  # [T, H]
         ours, theirs = (x.view(length, HEADS, HEAD_SIZE) for x in (core.ours(), core.theirs()))
         agree(ours, theirs, 2e-5, found)
-        times = interleave({OURS: core.ours, THEIRS: core.theirs}, rounds)
+        times = interleaved({OURS: core.ours, THEIRS: core.theirs}, rounds)
         agree(core.our_local(), core.their_local(), 2e-5)
-        local = interleave({OURS: core.our_local, THEIRS: core.their_local}, rounds)
-        hashing = interleave({OURS: core.our_hash, THEIRS: core.their_hash}, rounds)
+        local = interleaved({OURS: core.our_local, THEIRS: core.their_local}, rounds)
+        hashing = interleaved({OURS: core.our_hash, THEIRS: core.their_hash}, rounds)
 
     def gradients(function, retain=True):
         out = function()
@@ -160,7 +147,7 @@ def bench_core(length: int, hashes: int, rounds: int) -> None:
     backward = {OURS: gradients(core.ours), THEIRS: gradients(core.theirs)}
     for a, b in zip(backward[OURS](), backward[THEIRS](), strict=True):
         agree(a, b, 2e-2)  # the rows just named pass their error on
-    times_backward = interleave(backward, rounds)
+    times_backward = interleaved(backward, rounds)
     print(f"\nLSH attention core, {length} tokens, {hashes} rounds{'longspan':>14}{'transformers':>14}{'speed':>12}")
     line("forward (target 7x)", times[OURS], times[THEIRS])
     line("backward (target 3.5x)", times_backward[OURS], times_backward[THEIRS])
@@ -209,11 +196,11 @@ def measure(name: str, length: str, hashes: str, train: str, threads: str) -> No
 
 def bench_model(length: int, hashes: int, rounds: int, threads: int, targets: tuple[float, ...]) -> None:
     models = {name: build(name, length, hashes) for name in (OURS, THEIRS)}
-    agree(*(run_model(models[name], length, False) for name in (OURS, THEIRS)), 2e-2)
+    agree(run_model(models[OURS], length, False), run_model(models[THEIRS], length, False), 2e-2)
     print(f"\nReformerModel, {length} tokens, {hashes} rounds{'longspan':>20}{'transformers':>14}{'speed':>12}")
     for train, label, target in ((False, "forward", targets[0]), (True, "forward + backward", targets[1])):
         calls = {name: lambda m=model, t=train: run_model(m, length, t) for name, model in models.items()}
-        times = interleave(calls, max(2, rounds // 2))
+        times = interleaved(calls, max(2, rounds // 2))
         line(f"{label} (target {target}x)", times[OURS], times[THEIRS])
     for train, label, target in ((False, "forward", 0.65), (True, "forward + backward", 0.5)):
         ours, theirs = (peak(name, length, hashes, train, threads) for name in (OURS, THEIRS))

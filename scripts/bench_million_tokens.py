@@ -42,7 +42,7 @@ def main(argv: list[str] | None = None) -> dict[int, dict[str, float]]:
         return {}
     load_corpus("wikipedia")  # fetched and credited once, here
     config = configuration(options, max(options.lengths))
-    print(summary())
+    print("\n".join(summary().splitlines()[:2]))
     heading(
         f"Layers {', '.join(config.attn_layers)}; width {config.hidden_size}, {config.num_attention_heads} heads of "
         f"{config.attention_head_size}, feed-forward {config.feed_forward_size}, chunks of "
@@ -111,8 +111,9 @@ def configuration(options: argparse.Namespace, length: int) -> ReformerConfig:
 def in_own_process(options: argparse.Namespace, length: int) -> dict[str, float]:
     arguments = [f"--{key}={value}" for key, value in vars(options).items() if key not in ("lengths", "one")]
     command = [sys.executable, __file__, *arguments, f"--one={length}"]
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
+        sys.stderr.write(done.stderr)
         raise SystemExit(f"the process with {length} tokens ended with status {done.returncode} (-9: out of memory)")
     return json.loads(done.stdout.strip().splitlines()[-1])
 

@@ -71,7 +71,7 @@ class Setting:
         return 2 * self.word + 2
 
 
-SCALED = Setting(word=63, symbols=31, chunk=8, hidden=64, heads=4, steps=2000, batch=32, rate=3e-3)
+SCALED = Setting(word=63, symbols=31, chunk=8, hidden=64, heads=4, steps=1500, batch=32, rate=3e-3)
 PAPERS = Setting(word=511, symbols=127, chunk=64, hidden=256, heads=4, steps=150_000, batch=32, rate=1e-3)
 
 

@@ -2,7 +2,7 @@
 
     python scripts/train_lm.py [--corpus wikipedia] [--output runs/train_lm] [--resume]
     python scripts/train_lm.py --text my.txt --config configs/reformer/enwik8.json --set num_hashes=2
-    python scripts/train_lm.py --full        # the original's enwik8 recipe: for a GPU and days
+    python scripts/train_lm.py --full        # the published enwik8 shape and recipe: for a GPU and days
 
 Any causal architecture of the zoo, by its name or by a configuration file; without either a small Reformer, for minutes
 on two cores. A killed run goes on with ``--resume`` from its last checkpoint and ends as if nothing had happened.
@@ -43,13 +43,14 @@ SMALL: dict[str, dict[str, Any]] = {
         "hidden_size": 256,
         "num_attention_heads": 4,
         "attention_head_size": 64,
-        "attn_layers": ["local", "lsh", "local", "lsh"],
+        "attn_layers": ["local", "lsh"],
         "feed_forward_size": 1024,
         "local_attn_chunk_length": 64,
         "lsh_attn_chunk_length": 64,
         "num_hashes": 2,
         "axial_pos_shape": [32, 64],
         "axial_pos_embds_dim": [64, 192],
+        "axial_norm_std": 0.02,  # as small as the words' embeddings, else positions drown them for a long time
         "max_position_embeddings": 2048,
         "is_decoder": True,
         "hidden_dropout_prob": 0.0,
@@ -79,12 +80,11 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     try:
         config = configuration(options)
         offset = byte_offset(config.vocab_size)
-        checkpoint = claim_folder(options.output, decisive(options, config), resume=options.resume)
+        check(options, config)
         heading("1  Text")
         corpus = read_corpus(options.text) if options.text else load_corpus(options.corpus)
-        if options.save_every % LOG_EVERY:
-            raise ValueError(f"--save-every must be a multiple of {LOG_EVERY}, got {options.save_every}")
         windows = RandomWindows(corpus.train, options.window, recipe(options).windows, offset=offset, seed=options.seed)
+        checkpoint = claim_folder(options.output, decisive(options, config), resume=options.resume)
     except (OSError, ValueError) as error:
         raise SystemExit(str(error)) from None
     print(f"  {corpus.name}: {megabytes(corpus.train)} to learn from, {megabytes(corpus.validation)} to choose by,")
@@ -119,18 +119,18 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     shape.add_argument("--config", type=Path, help="config.json of a byte model instead, of any causal architecture")
     shape.add_argument("--set", nargs="+", default=[], metavar="FIELD=VALUE", help="change the configuration's fields")
     how = parser.add_argument_group("training")
-    how.add_argument("--full", action="store_true", help="the original's enwik8 recipe as defaults: a GPU and days")
-    how.add_argument("--steps", type=int, default=600, help="optimizer steps")
-    how.add_argument("--window", type=int, default=2048, help="bytes in a window")
-    how.add_argument("--batch-size", type=int, default=2, help="windows in a pass")
+    how.add_argument("--full", action="store_true", help="the published enwik8 shape and recipe: a GPU and days")
+    how.add_argument("--steps", type=int, default=5000, help="optimizer steps")
+    how.add_argument("--window", type=int, default=1024, help="bytes in a window")
+    how.add_argument("--batch-size", type=int, default=1, help="windows in a pass")
     how.add_argument("--accumulate", type=int, default=1, help="passes in a step")
-    how.add_argument("--rate", type=float, default=2e-3, help="highest learning rate")
-    how.add_argument("--warmup", type=int, default=60, help="steps in which it rises")
+    how.add_argument("--rate", type=float, default=1e-3, help="highest learning rate")
+    how.add_argument("--warmup", type=int, default=100, help="steps in which it rises")
     how.add_argument("--schedule", default="cosine", choices=["cosine", "inverse_sqrt"], help="how it falls")
     how.add_argument("--seed", type=int, default=0)
-    how.add_argument("--measure-every", type=int, default=200, help="steps between looks at the validation part")
+    how.add_argument("--measure-every", type=int, default=1000, help="steps between looks at the validation part")
     how.add_argument(
-        "--save-every", type=int, default=100, help=f"steps between checkpoints, a multiple of {LOG_EVERY}"
+        "--save-every", type=int, default=500, help=f"steps between checkpoints, a multiple of {LOG_EVERY}"
     )
     how.add_argument("--output", type=Path, default=Path("runs/train_lm"))
     how.add_argument("--resume", action="store_true", help="go on with the run in --output")
@@ -158,6 +158,17 @@ def configuration(options: argparse.Namespace) -> PreTrainedConfig:
     if options.config is None:
         return config_class(**SMALL[architecture] | changes)
     return config_class.from_pretrained(options.config, **changes)
+
+
+def check(options: argparse.Namespace, config: PreTrainedConfig) -> None:
+    """Raise ValueError for what would only fail after minutes."""
+    longest = getattr(config, "max_tokens", options.window)
+    if options.window > longest:
+        raise ValueError(f"--window must not exceed the {longest} positions of the model, got {options.window}")
+    if options.save_every % LOG_EVERY:
+        raise ValueError(f"--save-every must be a multiple of {LOG_EVERY}, got {options.save_every}")
+    if options.context is not None and not 1 <= options.context < options.window:
+        raise ValueError(f"--context must lie in [1, {options.window}), got {options.context}")
 
 
 def class_of(model_type: str) -> type[PreTrainedConfig]:

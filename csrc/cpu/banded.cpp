@@ -9,14 +9,12 @@
 #include <torch/headeronly/util/Exception.h>
 
 #include <algorithm>
-#include <atomic>
-#include <cstdlib>
-#include <memory>
 #include <optional>
 #include <tuple>
 #include <vector>
 
 #include "cpu/isa.h"
+#include "cpu/parallel.h"
 #include "cpu/tensors.h"
 
 namespace longspan::cpu {
@@ -66,28 +64,14 @@ int64_t band_of(const BandedProblem& problem, int64_t head) { return problem.lef
 
 int64_t whole_blocks(int64_t queries) { return (queries + kRunQuantum - 1) / kRunQuantum * kRunQuantum; }
 
-// Runs the items on all threads, whoever is free taking the next; each thread has its own scratch.
 void run(
     const BandedProblem& problem, const std::vector<BandedItem>& items, const BandedKernels& kernels, bool backward) {
-  if (items.empty()) return;
   int64_t most_keys = 0;
   for (const BandedItem& item : items) most_keys = std::max(most_keys, BandedRun(problem, item).num_keys());
-  const size_t bytes = (kernels.scratch_bytes(problem, most_keys, backward) + 63) / 64 * 64;
   const auto kernel = backward ? kernels.backward : kernels.forward;
-  std::atomic<size_t> next{0};
-  std::atomic<bool> out_of_memory{false};
-  const int64_t workers = std::min<int64_t>(torch::stable::get_num_threads(), items.size());
-  torch::stable::parallel_for(0, workers, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t worker = begin; worker < end; ++worker) {
-      const std::unique_ptr<void, decltype(&std::free)> scratch(std::aligned_alloc(64, bytes), &std::free);
-      if (!scratch) {
-        out_of_memory = true;
-        return;
-      }
-      for (size_t i; (i = next.fetch_add(1)) < items.size();) kernel(problem, items[i], scratch.get());
-    }
-  });
-  STD_TORCH_CHECK(!out_of_memory, "banded_attention: no memory for ", bytes, " bytes of scratch a thread");
+  run_items(
+      "banded_attention", items.size(), kernels.scratch_bytes(problem, most_keys, backward),
+      [&](size_t i, void* scratch) { kernel(problem, items[i], scratch); });
 }
 
 BandedProblem problem_of(

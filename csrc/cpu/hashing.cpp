@@ -15,6 +15,7 @@
 #include <vector>
 
 #include "cpu/isa.h"
+#include "cpu/parallel.h"
 #include "cpu/tensors.h"
 
 namespace longspan::cpu {
@@ -61,15 +62,12 @@ Tensor hash(Tensor query_key, Tensor rotations, std::vector<int64_t> factors, st
 
   const int64_t runs = (problem.T + kTokens - 1) / kTokens;
   const HashingKernel& kernel = kernel_for(query_key);
-  const size_t bytes = kernel.scratch_bytes(problem);
-  torch::stable::parallel_for(0, problem.B * problem.H * runs, 1, [&](int64_t begin, int64_t end) {
-    std::vector<double> scratch(bytes / sizeof(double) + 16);
-    void* aligned = reinterpret_cast<void*>((reinterpret_cast<uintptr_t>(scratch.data()) + 63) / 64 * 64);
-    for (int64_t i = begin; i < end; ++i) {
-      const int64_t run = i % runs, head = i / runs % problem.H, batch = i / runs / problem.H;
-      kernel.run(problem, {batch, head, run * kTokens, std::min((run + 1) * kTokens, problem.T)}, aligned);
-    }
-  });
+  run_items(
+      "lsh_hash", size_t(problem.B * problem.H * runs), kernel.scratch_bytes(problem), [&](size_t i, void* scratch) {
+        const int64_t run = int64_t(i) % runs, head = int64_t(i) / runs % problem.H;
+        const int64_t batch = int64_t(i) / runs / problem.H;
+        kernel.run(problem, {batch, head, run * kTokens, std::min((run + 1) * kTokens, problem.T)}, scratch);
+      });
   return buckets;
 }
 

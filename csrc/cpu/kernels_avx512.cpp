@@ -29,6 +29,8 @@ namespace {
 #include "cpu/transpose.h"
 #include "cpu/dropout_lanes.h"
 #include "cpu/banded_kernel.h"
+#include "cpu/windows_buffers.h"
+#include "cpu/windows_ring.h"
 #include "cpu/windows_kernel.h"
 #include "cpu/hashing_kernel.h"
 #include "cpu/dropout_kernel.h"

@@ -1,15 +1,10 @@
 // Which chunks run when, on which threads: what all attention of chunks to neighbouring chunks shares.
 #include "cpu/windows.h"
 
-#include <torch/csrc/stable/ops.h>
-#include <torch/headeronly/util/Exception.h>
-
 #include <algorithm>
-#include <atomic>
-#include <cstdlib>
-#include <memory>
 
 #include "cpu/isa.h"
+#include "cpu/parallel.h"
 
 namespace longspan::cpu {
 namespace {
@@ -26,26 +21,12 @@ const WindowsKernels& kernels_for(const WindowsProblem& problem) {
   }
 }
 
-// Runs the items on all threads, whoever is free taking the next; each thread has its own scratch.
 void run(const WindowsProblem& problem, const std::vector<WindowsItem>& items, bool backward) {
-  if (items.empty()) return;
   const WindowsKernels& kernels = kernels_for(problem);
-  const size_t bytes = (kernels.scratch_bytes(problem, backward) + 63) / 64 * 64;
   const auto kernel = backward ? kernels.backward : kernels.forward;
-  std::atomic<size_t> next{0};
-  std::atomic<bool> out_of_memory{false};
-  const int64_t workers = std::min<int64_t>(torch::stable::get_num_threads(), items.size());
-  torch::stable::parallel_for(0, workers, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t worker = begin; worker < end; ++worker) {
-      const std::unique_ptr<void, decltype(&std::free)> scratch(std::aligned_alloc(64, bytes), &std::free);
-      if (!scratch) {
-        out_of_memory = true;
-        return;
-      }
-      for (size_t i; (i = next.fetch_add(1)) < items.size();) kernel(problem, items[i], scratch.get());
-    }
+  run_items("attention", items.size(), kernels.scratch_bytes(problem, backward), [&](size_t i, void* scratch) {
+    kernel(problem, items[i], scratch);
   });
-  STD_TORCH_CHECK(!out_of_memory, "attention: no memory for ", bytes, " bytes of scratch a thread");
 }
 
 // The chunks of a round for which `wanted(run, chunk)` holds, `length` at a time, for every head.

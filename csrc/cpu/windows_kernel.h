@@ -1,6 +1,6 @@
 // Attention of one item (some chunks of one round), forward and backward, as ops/windows.py and ops/block.py define it.
 // Included inside an unnamed namespace between LONGSPAN_TARGET_BEGIN and _END, once per instruction set, after gemm.h,
-// staging.h, transpose.h and dropout_lanes.h.
+// staging.h, transpose.h, dropout_lanes.h and windows_ring.h.
 //
 // A block of up to 64 queries of a chunk meets the keys of neighbouring chunks in tiles of up to 128. As in
 // banded_kernel.h scores lie transposed, strip[key][query]. Staged chunks stay in a ring: a query's own chunk is the
@@ -11,173 +11,37 @@
 enum class Rule { everything, not_self, earlier, not_later };  // by position, in the tokens' own order
 
 template <class T, int Lanes>
-struct Attend {
+struct Attend : KeyRing<T, Lanes> {
+  using Ring = KeyRing<T, Lanes>;
   using V = Simd<T, Lanes>;
   using Vec = typename V::Vec;
   using Bits = typename V::Bits;
   static constexpr int Q = kWindowQueries;
-  static constexpr int query_vectors = Q / Lanes;
   static constexpr int score_columns = Lanes == 16 ? 4 : 2;  // vectors of queries in one register tile of scores
   static constexpr int score_rows = RegisterTile<Lanes>::rows(score_columns);
-  static constexpr int64_t tile_keys = 128;
-  static constexpr int64_t slack = 24;  // rows that a register tile may touch past the last
   static constexpr T log2e = T(1.4426950408889634), ln2 = T(0.6931471805599453);
+  using Entry = typename Ring::Entry;
+  using Piece = typename Ring::Piece;
+  using Ring::D, Ring::entries, Ring::first_at, Ring::grads, Ring::grads_t, Ring::item, Ring::load, Ring::num_entries,
+      Ring::per_round, Ring::pieces, Ring::problem, Ring::queries, Ring::queries_t, Ring::release, Ring::row_at,
+      Ring::stage, Ring::strip, Ring::strip2, Ring::sums, Ring::tile_keys, Ring::token_at, Ring::width;
 
-  // A staged chunk.
-  struct Entry {
-    int64_t chunk = -1, round, begin, count;  // slots begin .. begin + count of the round
-    bool in_tile = false;
-    T *keys, *values, *factors;  // [chunk + slack][width], the factor that made each key a unit vector
-    T *grad_keys, *grad_values;
-    Bits* tokens;
-    bool* hidden;
-  };
-  struct Piece {  // keys from .. from + count of an entry, at rows row .. of the strip
-    Entry* entry;
-    int64_t from, count, row;
-  };
-
-  const WindowsProblem& problem;
-  const WindowsItem& item;
-  const bool backward_pass;
-  const int64_t D, width;  // head size, and that padded to whole vectors
-  const int64_t per_round;
-  int64_t num_entries, num_pieces = 0, tile_rows = 0;
+  int64_t num_pieces = 0, tile_rows = 0;
   DropoutLanes<T, Lanes, Q> dropout;
-
-  // Where everything lies in the scratch buffer; `end` is its size when laid out from nothing.
-  struct Scratch {
-    Entry* entries;
-    Piece* pieces;                          // of the tile
-    T *queries_t, *strip, *sums;            // [width][64], [128 + slack][64], [64 + slack][width]
-    T *queries, *grads, *grads_t, *strip2;  // [64 + slack][width] twice, [width][64], as strip
-    char *numbers, *end;                    // from where on there are numbers alone
-
-    Scratch(const WindowsProblem& problem, bool backward, char* base) {
-      const int64_t width = padded(problem.D), rows = problem.chunk + slack, count = ring_of(problem);
-      ScratchPieces at{base};
-      entries = at.template take<Entry>(count);
-      pieces = at.template take<Piece>(tile_keys);
-      numbers = at.next;
-      auto lay_out = [&](Entry& entry) {
-        entry.keys = at.template take<T>(rows * width);
-        entry.values = at.template take<T>(rows * width);
-        entry.factors = at.template take<T>(rows);
-        entry.grad_keys = at.template take<T>(backward ? rows * width : 0);
-        entry.grad_values = at.template take<T>(backward ? rows * width : 0);
-        entry.tokens = at.template take<Bits>(rows);
-        entry.hidden = at.template take<bool>(rows);
-      };
-      Entry nowhere;
-      for (int64_t i = 0; i < count; ++i) lay_out(base ? *new (entries + i) Entry() : nowhere);
-      queries_t = at.template take<T>(width * Q);
-      strip = at.template take<T>((tile_keys + slack) * Q);
-      sums = at.template take<T>((Q + slack) * width);
-      queries = at.template take<T>(backward ? (Q + slack) * width : 0);
-      grads = at.template take<T>(backward ? (Q + slack) * width : 0);
-      grads_t = at.template take<T>(backward ? width * Q : 0);
-      strip2 = at.template take<T>(backward ? (tile_keys + slack) * Q : 0);
-      end = at.next;
-    }
-  };
-  const Scratch scratch;
-  Entry* const entries = scratch.entries;
-  Piece* const pieces = scratch.pieces;
-  T *const queries_t = scratch.queries_t, *const strip = scratch.strip, *const sums = scratch.sums;
-  T *const queries = scratch.queries, *const grads = scratch.grads, *const grads_t = scratch.grads_t;
-  T* const strip2 = scratch.strip2;
   T row_max[Q], row_sum[Q], row_lse[Q], row_delta[Q], shrink[Q];
   Bits row_token[Q], row_first[Q];
 
   // The block of queries.
   int64_t own, round, begin, count;  // chunk; slots begin .. begin + count of the round
 
-  static int64_t padded(int64_t n) { return (n + Lanes - 1) / Lanes * Lanes; }
-  static int64_t ring_of(const WindowsProblem& problem) {
-    const int64_t neighbours = problem.before + 1 + problem.after;
-    return neighbours < 8 ? neighbours : 8;
-  }
-
   static size_t scratch_bytes(const WindowsProblem& problem, bool backward) {
-    return size_t(Scratch(problem, backward, nullptr).end - static_cast<char*>(nullptr));
+    return WindowsBuffers<T, Lanes>(problem, backward, nullptr).bytes;
   }
 
-  Attend(const WindowsProblem& problem, const WindowsItem& item, void* buffer, bool backward_pass)
-      : problem(problem),
-        item(item),
-        backward_pass(backward_pass),
-        D(problem.D),
-        width(padded(problem.D)),
-        per_round(problem.chunks()),
-        num_entries(ring_of(problem)),
-        dropout(problem.dropout, item.batch, item.head),
-        scratch(problem, backward_pass, static_cast<char*>(buffer)) {
-    std::memset(scratch.numbers, 0, size_t(scratch.end - scratch.numbers));
-  }
+  Attend(const WindowsProblem& problem, const WindowsItem& item, void* scratch, bool backward_pass)
+      : Ring(problem, item, scratch, backward_pass), dropout(problem.dropout, item.batch, item.head) {}
 
   static constexpr T infinity() { return T(__builtin_inf()); }
-
-  int64_t token_at(int64_t round, int64_t slot) const {
-    return problem.order ? problem.order[problem.at_slot(item.batch, item.head, round * problem.T + slot)] : slot;
-  }
-  int64_t first_at(int64_t round, int64_t slot) const {
-    return problem.first[problem.at_slot(item.batch, item.head, round * problem.T + slot)];
-  }
-  char* row_at(const Rows& rows, int64_t token) const { return row_of(rows, item.batch, item.head, token); }
-  void load(T* to, const Rows& rows, int64_t token) const { read_row(to, row_at(rows, token), rows.dtype, D); }
-
-  // The staged chunk; whoever held its place has written its gradients.
-  Entry& stage(int64_t chunk) {
-    Entry& entry = entries[chunk % num_entries];
-    if (entry.chunk == chunk) return entry;
-    if (backward_pass) release(entry);
-    entry.chunk = chunk;
-    entry.round = chunk / per_round;
-    entry.begin = chunk % per_round * problem.chunk;
-    entry.count = problem.T - entry.begin < problem.chunk ? problem.T - entry.begin : problem.chunk;
-    for (int64_t i = 0; i < entry.count; ++i) {
-      const int64_t token = token_at(entry.round, entry.begin + i);
-      T *key = entry.keys + i * width, *value = entry.values + i * width;
-      entry.tokens[i] = Bits(token);
-      entry.hidden[i] = problem.key_mask && !problem.key_mask[item.batch * problem.T + token];
-      load(key, problem.shared ? problem.query : problem.key, token);
-      load(value, problem.value, token);
-      if (problem.shared) entry.factors[i] = dot(key, key);
-    }
-    if (problem.shared) {
-      const T least = T(D) * T(1e-6);
-      for (int64_t i = 0; i < entry.count; ++i) entry.factors[i] = T(1) / std::sqrt(entry.factors[i] + least);
-      for (int64_t i = 0; i < entry.count; ++i)
-        for (int64_t d = 0; d < width; ++d) entry.keys[i * width + d] *= entry.factors[i];
-    }
-    if (backward_pass)
-      for (int64_t i = 0; i < (entry.count + slack) * width; ++i) entry.grad_keys[i] = entry.grad_values[i] = 0;
-    return entry;
-  }
-
-  T dot(const T* a, const T* b) const {  // over padded rows
-    Vec sum{};
-    for (int64_t d = 0; d < width; d += Lanes) sum += V::load(a + d) * V::load(b + d);
-    return V::sum(sum);
-  }
-
-  // Adds the gradients of a staged chunk to those of its tokens: k = x f, f = (|x|^2 + D 1e-6)^(-1/2).
-  void release(Entry& entry) {
-    for (int64_t i = 0; entry.chunk >= 0 && i < entry.count; ++i) {
-      if (entry.hidden[i]) continue;
-      const int64_t token = int64_t(entry.tokens[i]);
-      T* to = reinterpret_cast<T*>(row_at(problem.shared ? problem.grad_query : problem.grad_key, token));
-      T* to_value = reinterpret_cast<T*>(row_at(problem.grad_value, token));
-      const T *grad = entry.grad_keys + i * width, *grad_value = entry.grad_values + i * width;
-      const T* key = entry.keys + i * width;
-      const T factor = problem.shared ? entry.factors[i] : T(1), along = problem.shared ? dot(key, grad) : T(0);
-      for (int64_t d = 0; d < D; ++d) {
-        to[d] += factor * (grad[d] - along * key[d]);
-        to_value[d] += grad_value[d];
-      }
-    }
-    entry.chunk = -1;
-  }
 
   // to[d][query] = factor * rows[query][d], and zero past the last query.
   void transpose(T* rows, T factor, T* to) const {
@@ -410,6 +274,7 @@ struct Attend {
       };
       int64_t k = 0;
       for (; k + group <= piece.count; k += group) product(std::integral_constant<int, group>{}, k);
+      for (; k + 4 <= piece.count; k += 4) product(std::integral_constant<int, 4>{}, k);
       for (; k < piece.count; ++k) product(std::integral_constant<int, 1>{}, k);
     });
   }

@@ -52,6 +52,11 @@ class LongspanConfig(PreTrainedConfig):
         """Dropout inside of classification heads."""
         return self.hidden_dropout_prob  # type: ignore[attr-defined]
 
+    @property
+    def text_token(self) -> str:
+        """Where heads read a whole text: its "first" token, or, where no token sees a later one, its "last"."""
+        return "last" if getattr(self, "is_decoder", False) else "first"
+
     def __post_init__(self, **kwargs):
         known = self.known_names()
         for name in kwargs:
@@ -207,9 +212,11 @@ def token_mask(attention_mask: Tensor | None) -> Tensor | None:
     return mask
 
 
-def first_token(hidden_states: Tensor, attention_mask: Tensor | None) -> Tensor:
-    """``[B, T, E]`` -> ``[B, E]``: each example's first token that is no padding, wherever the padding stands."""
+def text_token(hidden_states: Tensor, attention_mask: Tensor | None, which: str) -> Tensor:
+    """``[B, T, E]`` -> ``[B, E]``: each example's "first" or "last" token that is no padding, wherever that stands."""
+    last = which == "last"
     if attention_mask is None:
-        return hidden_states[:, 0]
-    first = (attention_mask != 0).int().argmax(1)
-    return hidden_states[torch.arange(first.shape[0], device=first.device), first]
+        return hidden_states[:, -1 if last else 0]
+    tokens = (attention_mask != 0).int()
+    place = tokens.shape[1] - 1 - tokens.flip(1).argmax(1) if last else tokens.argmax(1)
+    return hidden_states[torch.arange(place.shape[0], device=place.device), place]

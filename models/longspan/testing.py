@@ -1,7 +1,10 @@
-"""What tests and benchmarks share: the shapes that break kernels, and switches over the compiled paths."""
+"""What tests and benchmarks share: shapes that break kernels, switches over the compiled paths, fair timing."""
 
-from collections.abc import Iterator
+import statistics
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 
@@ -83,3 +86,16 @@ def limited_cpu_isa(name: str) -> Iterator[bool]:
         yield torch.ops.longspan.limit_cpu_isa(level) == level
     finally:
         torch.ops.longspan.limit_cpu_isa(len(CPU_ISAS) - 1)
+
+
+def interleaved(calls: dict[str, Callable[[], Any]], rounds: int) -> dict[str, float]:
+    """Median milliseconds of each call: every round runs all of them, each once to warm up and twice to be timed."""
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    for _ in range(rounds):
+        for name, call in calls.items():
+            call()
+            for _ in range(2):
+                start = time.perf_counter()
+                call()
+                times[name].append((time.perf_counter() - start) * 1e3)
+    return {name: statistics.median(series) for name, series in times.items()}

@@ -12,8 +12,11 @@ def test_defaults_are_transformers():
 
     ours, theirs = ReformerConfig().to_dict(), transformers.ReformerConfig().to_dict()
     different = {name for name in theirs if name in ours and _plain(ours[name]) != _plain(theirs[name])}
-    assert different <= {"model_type", "transformers_version"}
+    assert different <= {"model_type", "transformers_version", "axial_norm_std"}
     assert set(theirs) <= set(ours)
+    of_file = ReformerConfig.from_dict({"model_type": "reformer"})
+    assert of_file.axial_norm_std == theirs["axial_norm_std"] == 1.0
+    assert of_file.lsh_semantics == "original"
 
 
 def _plain(value):

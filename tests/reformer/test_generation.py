@@ -327,3 +327,11 @@ def test_original_steps_equal_those_of_transformers(prompt, num_buckets):
             output = theirs(token, past_buckets_states=output.past_buckets_states, use_cache=True)
             expected.append(output.logits)
     assert_close(logits, torch.cat(expected, 1), atol=1e-3, rtol=1e-3)
+
+
+def test_generation_stops_where_positions_end():
+    model = make_model("strict")  # 128 positions
+    ids = prompts(batch=1, length=120)
+    out = greedy(model, ids, steps=50)
+    assert out.shape[1] == 129  # the last token needs no position of its own
+    assert greedy(model, prompts(batch=1, length=128), steps=3).shape[1] == 129

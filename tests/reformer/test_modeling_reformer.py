@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+import transformers
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, Trainer, TrainingArguments
 
@@ -180,8 +181,11 @@ def test_three_axes(make_model):
 
 def test_bad_inputs_are_named(make_model, ids):
     model = make_model()
-    with pytest.raises(ValueError, match="num_hashes must be at least 1, got 0"):
-        model(ids, num_hashes=0)
+    for wrong in (0, 2.5):
+        with pytest.raises(ValueError, match=f"num_hashes must be an integer of at least 1, got {wrong}"):
+            model(ids, num_hashes=wrong)
+    with pytest.raises(ValueError, match="inputs_embeds must have hidden_size"):
+        model(inputs_embeds=torch.zeros(2, 5, 7))
     with pytest.raises(ValueError, match="attention_mask must be"):
         model(ids, attention_mask=torch.ones(3, 44))
     with pytest.raises(ValueError, match="position_ids must be"):
@@ -504,3 +508,49 @@ def test_trained_by_the_trainer(small, tmp_path):
     before = trainer.evaluate()["eval_loss"]
     trainer.train()
     assert trainer.evaluate()["eval_loss"] < 0.8 * before
+
+
+@pytest.mark.parametrize("semantics", SEMANTICS)
+def test_nothing_to_read(semantics, make_model):
+    """No text, no token, nothing but padding; and no padding token that anything could be filled up with."""
+    model = make_model("ModelWithLMHead", lsh_semantics=semantics, pad_token_id=None)
+    with torch.no_grad():
+        assert model(torch.ones(1, 0, dtype=torch.long)).logits.shape == (1, 0, 60)
+        assert model(torch.ones(0, 5, dtype=torch.long)).logits.shape == (0, 5, 60)
+        ids = torch.ones(2, 45, dtype=torch.long)
+        assert model(ids).logits.isfinite().all()
+        assert model(ids, attention_mask=torch.zeros_like(ids)).logits.isfinite().all()
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_a_causal_classifier_has_read_the_whole_text(side, make_model):
+    model = make_model("ForSequenceClassification", is_decoder=True, lsh_semantics="chunked").eval()
+    ids = torch.randint(3, 20, (2, 9))
+    mask = torch.ones_like(ids)
+    padding = slice(0, 3) if side == "left" else slice(6, 9)
+    ids[1, padding], mask[1, padding] = 0, 0
+    logits = model(ids, attention_mask=mask).logits
+    text = ids[1:, 3:] if side == "left" else ids[1:, :6]
+    torch.testing.assert_close(logits[1:], model(text).logits, atol=1e-5, rtol=0)
+    changed = text.clone()
+    changed[0, 0] = 25
+    assert not torch.allclose(model(changed).logits, logits[1:])  # its first token
+    changed = text.clone()
+    changed[0, -1] = 25
+    assert not torch.allclose(model(changed).logits, logits[1:])  # and its last count
+
+
+def test_an_empty_text(make_model):
+    model = make_model("Model").eval()
+    features = model(torch.zeros(2, 0, dtype=torch.long)).last_hidden_state
+    assert features.shape == (2, 0, model.config.feature_size)
+
+
+def test_a_head_on_a_token_that_sees_nothing_is_named(make_model, caplog):
+    logger = transformers.utils.logging.get_logger("longspan.heads.tasks")
+    logger.addHandler(caplog.handler)
+    make_model("ForSequenceClassification", is_decoder=True, lsh_semantics="chunked")
+    assert "Set is_decoder=False" not in caplog.text
+    make_model("ForSequenceClassification", is_decoder=True, lsh_semantics="original")
+    assert "Set is_decoder=False" in caplog.text
+    logger.removeHandler(caplog.handler)

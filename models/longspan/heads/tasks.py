@@ -6,10 +6,12 @@ B batch, T tokens, L labels, C choices.
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers.utils import can_return_tuple
+from transformers.utils import can_return_tuple, logging
 
-from longspan.base import BackboneOutput, first_token
+from longspan.base import BackboneOutput, text_token
 from longspan.heads.base import Head, LogitsOutput, SpanOutput, traces
+
+logger = logging.get_logger(__name__)
 
 
 class TokenClassificationHead(Head):
@@ -99,6 +101,15 @@ class QuestionAnsweringHead(Head):
         return SpanOutput(loss=loss, start_logits=start_logits, end_logits=end_logits, **traces(outputs))
 
 
+def warn_of_blind_token(config) -> None:
+    """Where a head reads a token that has seen nothing but itself, say so when it is built."""
+    if getattr(config, "is_decoder", False) and config.text_token == "first":
+        logger.warning(
+            "this model is causal and its head reads the first token, which sees no other: its logits will not depend "
+            "on the text. Set is_decoder=False to read it in both directions"
+        )
+
+
 class ClassificationHead(nn.Module):
     """Dense, tanh and scores of the labels, from one vector per text (RoBERTa's head)."""
 
@@ -114,16 +125,17 @@ class ClassificationHead(nn.Module):
 
 
 class SequenceClassificationHead(Head):
-    """One label, several labels or a number for a whole text, read at its first token."""
+    """One label, several labels or a number for a whole text, read at its first token; in causal models at its last."""
 
     def build_head(self, config) -> None:
+        warn_of_blind_token(config)
         self.classifier = ClassificationHead(
             config.feature_size, config.hidden_size, config.num_labels, config.head_dropout
         )
 
     def rate(self, outputs: BackboneOutput, attention_mask: Tensor | None) -> Tensor:
         """Scores of the labels, ``[B, L]``; an architecture that reads texts elsewhere says so here."""
-        return self.classifier(first_token(outputs.last_hidden_state, attention_mask))
+        return self.classifier(text_token(outputs.last_hidden_state, attention_mask, self.config.text_token))
 
     @can_return_tuple
     def forward(
@@ -166,6 +178,7 @@ class MultipleChoiceHead(Head):
     needs_pooler = True
 
     def build_head(self, config) -> None:
+        warn_of_blind_token(config)
         if self.has_pooler:
             self.dropout = nn.Dropout(config.head_dropout)
             self.classifier = nn.Linear(config.hidden_size, 1)
@@ -176,7 +189,7 @@ class MultipleChoiceHead(Head):
         """How well each text fits: ``[B * C, 1]``."""
         if self.has_pooler:
             return self.classifier(self.dropout(outputs.pooler_output))
-        return self.classifier(first_token(outputs.last_hidden_state, attention_mask))
+        return self.classifier(text_token(outputs.last_hidden_state, attention_mask, self.config.text_token))
 
     @can_return_tuple
     def forward(

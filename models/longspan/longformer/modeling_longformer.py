@@ -19,7 +19,7 @@ from longspan.base import (
     can_inspect,
     check_range,
     check_token_inputs,
-    first_token,
+    text_token,
     token_mask,
 )
 from longspan.heads import (
@@ -296,7 +296,7 @@ class LongformerModel(LongformerPreTrainedModel):
         )
         if self.pooler is None:
             return outputs
-        pooled = self.pooler(first_token(outputs.last_hidden_state, mask))
+        pooled = self.pooler(text_token(outputs.last_hidden_state, mask, self.config.text_token))
         return BackboneOutput(**outputs | {"pooler_output": pooled})
 
     def _count_positions(self, input_ids: Tensor | None, inputs_embeds: Tensor | None, mask: Tensor | None) -> Tensor:

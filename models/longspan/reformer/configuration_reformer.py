@@ -35,7 +35,7 @@ class ReformerConfig(LongspanConfig):
         hidden_act: its activation, by transformers' name.
         num_hashes: hash rounds; more find more of the keys that matter. Can be given at each call, too.
         num_buckets: number of buckets: an even number, a list of even factors of it, or None: by the length of each
-            text, about two for each chunk (with "strict": by ``max_position_embeddings``). Never written by a model.
+            text, about two for each chunk (with "strict": of the longest text). Never written by a model.
         hash_seed: seed of the rotations that hash. None: drawn afresh at each step of training, and always the same
             in evaluation.
         lsh_attn_chunk_length: tokens of a chunk in LSH layers.
@@ -51,7 +51,8 @@ class ReformerConfig(LongspanConfig):
         axial_pos_embds: positions from one table per axis of a grid; False: one learned row per position.
         axial_pos_shape: cells along each axis of the grid, any number of axes; their product is the longest text.
         axial_pos_embds_dim: width of each axis' table; they sum to ``hidden_size``.
-        axial_norm_std: standard deviation of new axial tables.
+        axial_norm_std: standard deviation of new axial tables. Much larger than ``initializer_range`` (as the 1.0 of
+            transformers, which its files mean) positions drown the words for a long time.
         max_position_embeddings: rows of the table of learned positions; also what automatic numbers of buckets look
             at to tell when one factor is not enough.
         chunk_size_feed_forward: tokens that the feed-forward layers take at a time, in the backward pass too; any
@@ -70,7 +71,7 @@ class ReformerConfig(LongspanConfig):
 
     model_type = "longspan_reformer"
     file_model_types = ("reformer",)
-    file_defaults: ClassVar = {"lsh_semantics": "original"}
+    file_defaults: ClassVar = {"lsh_semantics": "original", "axial_norm_std": 1.0}
     keys_to_ignore_at_inference: ClassVar = ["past_key_values", "buckets"]
 
     lsh_semantics: Literal["original", "chunked", "strict"] = "chunked"
@@ -98,7 +99,7 @@ class ReformerConfig(LongspanConfig):
     axial_pos_embds: bool = True
     axial_pos_shape: list[int] | tuple[int, ...] = (64, 64)
     axial_pos_embds_dim: list[int] | tuple[int, ...] = (64, 192)
-    axial_norm_std: float | int = 1.0
+    axial_norm_std: float | int = 0.02
     max_position_embeddings: int = 4096
     chunk_size_lm_head: int = 0
     initializer_range: float | int = 0.02
@@ -135,6 +136,10 @@ class ReformerConfig(LongspanConfig):
         return self.hidden_dropout_prob if self.classifier_dropout is None else self.classifier_dropout
 
     @property
+    def text_token(self) -> str:
+        return "first" if self.lsh_semantics == "original" else super().text_token
+
+    @property
     def max_tokens(self) -> int:
         """The longest text that the position embeddings serve, in tokens."""
         return math.prod(self.axial_pos_shape) if self.axial_pos_embds else self.max_position_embeddings
@@ -159,7 +164,7 @@ class ReformerConfig(LongspanConfig):
             "num_hashes": self.num_hashes,
             "num_buckets": self.num_buckets,
             "hash_seed": self.hash_seed,
-            "max_positions": self.max_position_embeddings,
+            "max_positions": self.max_position_embeddings if self.lsh_semantics == "original" else self.max_tokens,
             "semantics": self.lsh_semantics,
         }
 

@@ -8,9 +8,12 @@ from typing import Any
 
 from torch import Tensor
 from transformers import GenerationMixin
+from transformers.utils import logging
 
 from longspan.cache import LongspanCache, RingLayer, RowsLayer
 from longspan.reformer.configuration_reformer import ReformerConfig
+
+logger = logging.get_logger(__name__)
 
 
 def new_cache(config: ReformerConfig) -> LongspanCache:
@@ -126,6 +129,18 @@ class ReformerGenerationMixin(GenerationMixin):
         super()._prepare_cache_for_generation(generation_config, model_kwargs, *args, **kwargs)  # type: ignore
         if generation_config.use_cache is not False and model_kwargs.get("past_key_values") is None:
             model_kwargs["past_key_values"] = new_cache(self.config)  # type: ignore[attr-defined]
+
+    def _validate_generated_length(self, generation_config, input_ids_length, has_default_max_length):
+        """Stop where the positions end, and say so before anything is written; the last token needs none."""
+        super()._validate_generated_length(generation_config, input_ids_length, has_default_max_length)  # type: ignore
+        longest = self.config.max_tokens + 1  # type: ignore[attr-defined]
+        if generation_config.max_length > longest:
+            if not has_default_max_length:
+                logger.warning(
+                    "generate stops at %d tokens, prompt included: the position embeddings reach no further",
+                    longest,
+                )
+            generation_config.max_length = longest
 
     def _prepare_position_ids_for_generation(self, inputs_tensor, model_kwargs):
         """None: the model counts each row's tokens, and the cache those of earlier steps."""

@@ -129,9 +129,13 @@ class ReformerModel(ReformerPreTrainedModel):
         if attention_mask is not None and attention_mask.dim() == 2 and past_key_values is not None:
             attention_mask = attention_mask[:, -length:]
         check_token_inputs(input_ids, inputs_embeds, config.vocab_size, attention_mask=attention_mask)
-        if num_hashes is not None and num_hashes < 1:
-            raise ValueError(f"num_hashes must be at least 1, got {num_hashes}")
-        if input_ids is not None:
+        if num_hashes is not None and (not isinstance(num_hashes, int) or num_hashes < 1):
+            raise ValueError(f"num_hashes must be an integer of at least 1, got {num_hashes!r}")
+        if inputs_embeds is not None and inputs_embeds.shape[2] != config.hidden_size:
+            raise ValueError(
+                f"inputs_embeds must have hidden_size = {config.hidden_size} features, got {list(inputs_embeds.shape)}"
+            )
+        if input_ids is not None and input_ids.numel():
             self.warn_if_padding_and_no_attention_mask(input_ids, attention_mask)
         mask = token_mask(attention_mask)
         cache = past_key_values
