@@ -30,6 +30,7 @@ check-beyond-tests: setup
 bench: setup
 	$(python) scripts/bench_banded.py
 	$(python) scripts/bench_lsh.py
+	$(python) scripts/bench_multidim.py
 	$(python) scripts/bench_models.py
 
 fuzz: setup
