@@ -9,6 +9,16 @@ from longspan.info import summary
 from longspan.ops import banded_attention
 from longspan.registry import ARCHITECTURES
 
+SMALL = {
+    "longformer": dict(
+        hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64, vocab_size=50
+    ),
+    "reformer": dict(
+        hidden_size=32, attn_layers=["local", "lsh"], num_attention_heads=2, attention_head_size=16,
+        feed_forward_size=64, lsh_attn_chunk_length=8, axial_pos_embds_dim=[8, 24], vocab_size=50,
+    ),
+}  # fmt: skip
+
 
 def test_it_is_the_installed_package():
     assert "site-packages" in longspan.__file__
@@ -26,9 +36,8 @@ def test_an_operator():
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES, ids=lambda architecture: architecture.name)
 def test_every_architecture_saves_and_loads(architecture, tmp_path):
-    config = architecture.config_class(
-        hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64, vocab_size=50
-    )
+    assert architecture.name in SMALL, f"add a small configuration of {architecture.name}"
+    config = architecture.config_class(**SMALL[architecture.name])
     model = architecture.model_classes[0](config).eval()
     model.save_pretrained(tmp_path)
     again = AutoModel.from_pretrained(tmp_path).eval()
