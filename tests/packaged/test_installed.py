@@ -17,6 +17,7 @@ SMALL = {
         hidden_size=32, attn_layers=["local", "lsh"], num_attention_heads=2, attention_head_size=16,
         feed_forward_size=64, lsh_attn_chunk_length=8, axial_pos_embds_dim=[8, 24], vocab_size=50,
     ),
+    "biblosan": dict(hidden_size=16, embedding_size=24, block_length=5, vocab_size=50),
 }  # fmt: skip
 
 
