@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from longspan.ops.tiled import autocast_dtype
+
 LOGITS = 1 << 21  # held at a time where nothing else is said: 8 MiB of float32
 ROWS = 1024  # tokens at a time where the number of words is not known
 
@@ -247,7 +249,4 @@ def _wide(x: Tensor) -> torch.dtype:
 
 def _product_dtype(hidden: Tensor, weight: Tensor) -> torch.dtype:
     """Of ``hidden @ weight.T``: autocast's, where that is on and not for float64."""
-    kind = hidden.device.type
-    if torch.is_autocast_enabled(kind) and hidden.dtype != torch.float64:
-        return torch.get_autocast_dtype(kind)
-    return torch.promote_types(hidden.dtype, weight.dtype)
+    return autocast_dtype(hidden) or torch.promote_types(hidden.dtype, weight.dtype)

@@ -16,6 +16,7 @@ from longspan.layers.attention_weights import global_weights, window_weights
 from longspan.layers.folded import folded_attention, folding_pays
 from longspan.layers.global_tokens import GlobalTokens
 from longspan.ops import banded_attention, dense_attention, merge
+from longspan.ops.tiled import autocast_dtype
 
 
 class _Dropout(NamedTuple):
@@ -173,10 +174,7 @@ class SlidingWindowSelfAttention(nn.Module):
 
 def _cast_once(hidden_states: Tensor) -> Tensor:
     """Under autocast, cast here and not in each of the projections."""
-    device_type = hidden_states.device.type
-    if not torch.is_autocast_enabled(device_type) or hidden_states.dtype == torch.float64:
-        return hidden_states
-    return hidden_states.to(torch.get_autocast_dtype(device_type))
+    return hidden_states.to(autocast_dtype(hidden_states) or hidden_states.dtype)
 
 
 def _window_mask(token_mask: Tensor | None, global_tokens: GlobalTokens | None) -> Tensor | None:

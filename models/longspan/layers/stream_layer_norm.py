@@ -1,8 +1,9 @@
 """LayerNorm between a residual stream and a sublayer of another dtype."""
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from longspan.ops.tiled import autocast_dtype
 
 
 class StreamLayerNorm(nn.LayerNorm):
@@ -16,7 +17,4 @@ class StreamLayerNorm(nn.LayerNorm):
         """Any shape with E last -> the same shape."""
         weight, bias = self.weight.to(input.dtype), self.bias.to(input.dtype)
         out = F.layer_norm(input, self.normalized_shape, weight, bias, self.eps)
-        device_type = input.device.type
-        if torch.is_autocast_enabled(device_type) and out.dtype != torch.float64:
-            return out.to(torch.get_autocast_dtype(device_type))  # once, and not in each of the projections
-        return out.to(self.weight.dtype)
+        return out.to(autocast_dtype(out) or self.weight.dtype)  # once, and not in each of the projections

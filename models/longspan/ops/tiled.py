@@ -201,11 +201,15 @@ def register_attention(name: str, arguments: str, tiles: Tiles) -> Any:
     return getattr(torch.ops.longspan, name).default
 
 
+def autocast_dtype(x: Tensor) -> torch.dtype | None:
+    """What ``torch.autocast`` has products of ``x`` computed in; None where it is off, for float64, and on "meta"."""
+    device_type = x.device.type
+    if not torch.amp.is_autocast_available(device_type) or not torch.is_autocast_enabled(device_type):
+        return None
+    return None if x.dtype == torch.float64 else torch.get_autocast_dtype(device_type)
+
+
 def autocast(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Under ``torch.autocast`` attention computes in the autocast dtype, as matrix products do."""
-    device_type = query.device.type
-    available = torch.amp.is_autocast_available(device_type)  # not on the meta device
-    if not available or not torch.is_autocast_enabled(device_type) or query.dtype == torch.float64:
-        return query, key, value
-    dtype = torch.get_autocast_dtype(device_type)
-    return query.to(dtype), key.to(dtype), value.to(dtype)
+    dtype = autocast_dtype(query)
+    return (query, key, value) if dtype is None else (query.to(dtype), key.to(dtype), value.to(dtype))
