@@ -21,6 +21,7 @@ from longspan.ops import (
     bucket_attention,
     lsh_attention,
     multidim_attention,
+    span_attention,
 )
 from longspan.ops.dropout import keep_mask
 from longspan.ops.multidim import DIRECTIONS
@@ -30,6 +31,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from tests.ops.brute_force import band_mask, masked_attention
 from tests.ops.brute_force_lsh import bucket_counts, lsh_counts, neighbour_counts, shared_attention
 from tests.ops.brute_force_multidim import every_score
+from tests.ops.brute_force_span import every_pair
 
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.bfloat16: 1e-1, torch.float16: 1e-2}
 
@@ -98,6 +100,25 @@ def draw_multidim(rng: random.Random, heads: int) -> dict:
     return dict(heads=1, tokens=tokens, dropout_p=0.0, options=options)
 
 
+def draw_span(rng: random.Random, heads: int) -> dict:
+    max_span = rng.choice([1, 2, 9, 64, 200, rng.randint(1, 700)])
+    form = rng.choice([{}, dict(zero_cache=True), dict(bidirectional=True)])
+    rows = 2 * max_span - 1 if form.get("bidirectional") and rng.random() < 0.5 else max_span
+    return dict(
+        cached=rng.choice([0, 0, 1, rng.randint(2, 300)]),
+        spans=[round(rng.uniform(-2, max_span + 2), rng.choice([0, 2])) for _ in range(heads)],
+        dynamic=rng.random() < 0.4,
+        positions=rng.choice([(0, 0), (1, rows), (heads, rows)]),
+        options=dict(max_span=max_span, ramp=rng.choice([0.5, 1, 7, 32, 100]), scale=rng.choice([None, 0.3]), **form),
+    )
+
+
+def span(query, key, value, *rest, **options):
+    """``rest``: position keys, where there are any, and spans."""
+    position_key, spans = rest if len(rest) == 2 else (None, *rest)
+    return span_attention(query, key, value, position_key, spans, **options)
+
+
 def multidim(*inputs, dropout_p, dropout_seed, **options):
     return multidim_attention(*inputs, **options)
 
@@ -108,6 +129,7 @@ DRAW = {
     "lsh": draw_lsh,
     "bucket": draw_bucket,
     "multidim": draw_multidim,
+    "span": draw_span,
 }
 OPERATORS = {
     "banded": banded_attention,
@@ -115,6 +137,7 @@ OPERATORS = {
     "lsh": lsh_attention,
     "bucket": bucket_attention,
     "multidim": multidim,
+    "span": span,
 }
 
 
@@ -141,6 +164,15 @@ def tensors_of(case: dict) -> tuple[list[torch.Tensor], torch.Tensor, dict]:
     if case["operator"] == "multidim":
         bias = torch.randn(case["head_size"], generator=generator).to(case["dtype"])
         return [*(x[:, 0] for x in inputs), bias], grad_out[:, 0], options
+    if case["operator"] == "span":
+        heads, rows = case["positions"]
+        if rows:
+            table = torch.randn(heads, rows, case["head_size"], generator=generator)
+            inputs.append(table.to(case["dtype"]))
+        spans = torch.tensor(case["spans"], dtype=torch.float64 if case["dtype"] == torch.float64 else torch.float32)
+        if case["dynamic"]:
+            spans = spans[:, None] + torch.randint(-9, 9, (case["batch"], case["heads"], tokens), generator=generator)
+        inputs.append(spans)
     return inputs, grad_out, options
 
 
@@ -154,6 +186,10 @@ def definition(case: dict, inputs: list[torch.Tensor], key_mask=None, buckets=No
         seed, queries = torch.tensor(case["seed"]), torch.arange(tokens)
         keep = keep_mask(seed, case["dropout_p"], case["batch"], list(range(heads)), queries, torch.arange(keys))
         keep = keep.double() / (1 - case["dropout_p"])
+    if case["operator"] == "span":
+        query, key, value, *rest = inputs
+        position_key, spans = rest if len(rest) == 2 else (None, *rest)
+        return every_pair(query, key, value, position_key, spans, key_mask=key_mask, keep=keep, **options)
     if buckets is not None:
         query_key, value = inputs
         count = lsh_counts if case["operator"] == "lsh" else bucket_counts
@@ -189,7 +225,10 @@ def worst_gap(case: dict) -> float:
     lse, wanted_lse = lse.masked_fill(~seen, 0.0), wanted_lse.masked_fill(~seen, 0.0)
     grad_lse = (grad_out if lse.dim() == grad_out.dim() else grad_out[..., 0]).double()
     got = [out, lse, *torch.autograd.grad([out, lse], ours, [grad_out, grad_lse.to(lse.dtype)])]
-    right = [wanted, wanted_lse, *torch.autograd.grad([wanted, wanted_lse], theirs, [grad_out.double(), grad_lse])]
+    gradients = torch.autograd.grad(
+        [wanted, wanted_lse], theirs, [grad_out.double(), grad_lse], allow_unused=True, materialize_grads=True
+    )
+    right = [wanted, wanted_lse, *gradients]
     gaps = [0.0]
     for a, b in zip(got, right, strict=True):
         if a.numel():

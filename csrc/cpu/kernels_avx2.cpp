@@ -17,6 +17,7 @@
 #include "cpu/hashing.h"
 #include "cpu/multidim.h"
 #include "cpu/scratch.h"
+#include "cpu/span.h"
 #include "cpu/windows.h"
 
 namespace longspan::cpu {
@@ -28,6 +29,7 @@ namespace {
 #include "cpu/staging.h"
 #include "cpu/transpose.h"
 #include "cpu/dropout_lanes.h"
+#include "cpu/band_tiles.h"
 #include "cpu/banded_kernel.h"
 #include "cpu/windows_buffers.h"
 #include "cpu/windows_ring.h"
@@ -35,11 +37,17 @@ namespace {
 #include "cpu/hashing_kernel.h"
 #include "cpu/dropout_kernel.h"
 #include "cpu/multidim_kernel.h"
+#include "cpu/shear.h"
+#include "cpu/span_tiles.h"
+#include "cpu/span_forward.h"
+#include "cpu/span_decode.h"
+#include "cpu/span_backward.h"
 constexpr BandedKernels banded = Banded<float, 8>::kernels();
 constexpr WindowsKernels windows = Attend<float, 8>::kernels();
 constexpr HashingKernel hashing = Hashing<float, 8>::kernel();
 constexpr DropoutKernel dropout = &drop_elements<8>;
 constexpr MultidimKernels multidim = Multidim<float, 8>::kernels();
+constexpr SpanKernels span = span_kernels<float, 8>();
 }  // namespace
 LONGSPAN_TARGET_END
 
@@ -48,12 +56,14 @@ const WindowsKernels& windows_avx2() { return windows; }
 const HashingKernel& hashing_avx2() { return hashing; }
 const DropoutKernel dropout_avx2 = dropout;
 const MultidimKernels& multidim_avx2() { return multidim; }
+const SpanKernels& span_avx2() { return span; }
 #else
 const BandedKernels& banded_avx2() { return banded_portable(); }
 const WindowsKernels& windows_avx2() { return windows_portable(); }
 const HashingKernel& hashing_avx2() { return hashing_portable(); }
 const DropoutKernel dropout_avx2 = dropout_portable;
 const MultidimKernels& multidim_avx2() { return multidim_portable(); }
+const SpanKernels& span_avx2() { return span_portable(); }
 #endif
 
 }  // namespace longspan::cpu

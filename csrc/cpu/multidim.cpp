@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "cpu/isa.h"
+#include "cpu/parallel.h"
 #include "cpu/tensors.h"
 
 namespace longspan::cpu {
@@ -22,7 +23,7 @@ using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
 constexpr int64_t kGroupTokens = 64;  // of short sequences that make one item
-constexpr int64_t kGrain = 1 << 17;   // pairs of a feature that are worth a thread
+constexpr int64_t kGrain = 1 << 17;   // pairs of a feature that are worth being taken by themselves
 
 const MultidimKernels& kernels_for(const Tensor& value) {
   if (value.scalar_type() == ScalarType::Double) return multidim_portable_f64();
@@ -91,17 +92,16 @@ struct Inputs {
     if (problem.B == 0 || problem.L == 0 || problem.D == 0) return;
     const int64_t features = problem.L <= kGroupTokens ? 64 : 16, tiles = (problem.D + features - 1) / features;
     const int64_t size = sequences_of_group(), pairs = size * problem.L * problem.L * features;
-    const size_t bytes = kernels.scratch_bytes(problem, features);
-    torch::stable::parallel_for(
-        0, groups() * tiles, std::max<int64_t>(1, kGrain / pairs), [&](int64_t begin, int64_t end) {
-          std::vector<double> scratch(bytes / sizeof(double) + 16);
-          void* aligned = reinterpret_cast<void*>((reinterpret_cast<uintptr_t>(scratch.data()) + 63) / 64 * 64);
-          for (int64_t i = begin; i < end; ++i) {
-            const int64_t group = i / tiles, feature = i % tiles * features;
-            const int64_t first = group * size, last = std::min(first + size, problem.B);
-            pass(problem, {first, last, group, feature, std::min(features, problem.D - feature)}, aligned);
-          }
-        });
+    const int64_t items = groups() * tiles, grain = std::max<int64_t>(1, kGrain / pairs);
+    const size_t pieces = size_t((items + grain - 1) / grain);
+    run_items("multidim_attention", pieces, kernels.scratch_bytes(problem, features), [&](size_t piece, void* scratch) {
+      const int64_t begin = int64_t(piece) * grain, end = std::min(begin + grain, items);
+      for (int64_t i = begin; i < end; ++i) {
+        const int64_t group = i / tiles, feature = i % tiles * features;
+        const int64_t first = group * size, last = std::min(first + size, problem.B);
+        pass(problem, {first, last, group, feature, std::min(features, problem.D - feature)}, scratch);
+      }
+    });
   }
 };
 

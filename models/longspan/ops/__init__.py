@@ -17,6 +17,7 @@ from longspan.ops.lsh import bucket_attention, lsh_attention
 from longspan.ops.lsh_decode import bucket_decode, lsh_decode
 from longspan.ops.merge import merge
 from longspan.ops.multidim import multidim_attention, multidim_weights, source2token_pooling
+from longspan.ops.span import soft_mask, span_attention, span_reach
 
 HAS_EXTENSION = find_spec("longspan._C") is not None and not os.environ.get("LONGSPAN_NO_EXT")
 """Whether the compiled kernels are in use. The environment variable LONGSPAN_NO_EXT turns them off."""
@@ -39,5 +40,8 @@ __all__ = [
     "multidim_attention",
     "multidim_weights",
     "seeded_dropout",
+    "soft_mask",
     "source2token_pooling",
+    "span_attention",
+    "span_reach",
 ]
