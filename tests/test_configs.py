@@ -12,6 +12,14 @@ from longspan.registry import ARCHITECTURES
 CONFIGS = Path(__file__).parents[1] / "configs"
 FILES = sorted(CONFIGS.glob("*/*.json"))
 PARAMETERS = {  # of the backbone, pooler included
+    "adaptive_span/all-attention-enwik8": 113_912_608,
+    "adaptive_span/all-attention-enwik8-small": 38_396_560,
+    "adaptive_span/all-attention-wiki103": 132_224_472,
+    "adaptive_span/enwik8": 38_433_376,
+    "adaptive_span/enwik8-large": 208_752_576,
+    "adaptive_span/enwik8-small": 6_427_936,
+    "adaptive_span/text8": 38_342_752,
+    "adaptive_span/text8-large": 208_616_640,
     "biblosan/disan-600d": 30_000 * 300 + 1_624_200,
     "biblosan/sick": 30_000 * 300 + 3_427_200,
     "biblosan/simplified-squad": 30_000 * 100 + 382_400,

@@ -4,6 +4,18 @@ Importing it registers the architectures with transformers' Auto classes and the
 """
 
 from longspan import ops
+from longspan.adaptive_span import (
+    AdaptiveSpanConfig,
+    AdaptiveSpanForCausalLM,
+    AdaptiveSpanForMaskedLM,
+    AdaptiveSpanForMultipleChoice,
+    AdaptiveSpanForQuestionAnswering,
+    AdaptiveSpanForSequenceClassification,
+    AdaptiveSpanForTokenClassification,
+    AdaptiveSpanModel,
+    AdaptiveSpanPreTrainedModel,
+)
+from longspan.adaptive_span.tokenization_adaptive_span import AdaptiveSpanTokenizer
 from longspan.biblosan import (
     BiBloSanConfig,
     BiBloSanForMultipleChoice,
@@ -51,6 +63,16 @@ __version__ = "0.1.0"
 register_auto_classes()
 
 __all__ = [
+    "AdaptiveSpanConfig",
+    "AdaptiveSpanForCausalLM",
+    "AdaptiveSpanForMaskedLM",
+    "AdaptiveSpanForMultipleChoice",
+    "AdaptiveSpanForQuestionAnswering",
+    "AdaptiveSpanForSequenceClassification",
+    "AdaptiveSpanForTokenClassification",
+    "AdaptiveSpanModel",
+    "AdaptiveSpanPreTrainedModel",
+    "AdaptiveSpanTokenizer",
     "BiBloSanConfig",
     "BiBloSanForMultipleChoice",
     "BiBloSanForQuestionAnswering",

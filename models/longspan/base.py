@@ -129,6 +129,7 @@ class BackboneOutput(ModelOutput):
         hidden_states: input of the first layer and output of each, every one ``[B, T, E]``; when asked for.
         attentions: one tensor per layer; its layout is the architecture's. When asked for.
         global_attentions: one tensor per layer, for architectures with global tokens. When asked for.
+        auxiliary_loss: what the architecture adds to a task's loss in training, weighted already; else None.
     """
 
     last_hidden_state: Tensor
@@ -136,6 +137,7 @@ class BackboneOutput(ModelOutput):
     hidden_states: tuple[Tensor, ...] | None = None
     attentions: tuple[Tensor, ...] | None = None
     global_attentions: tuple[Tensor, ...] | None = None
+    auxiliary_loss: Tensor | None = None
 
 
 def can_inspect(tensor: Tensor) -> bool:

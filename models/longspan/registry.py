@@ -5,7 +5,8 @@ from dataclasses import dataclass
 import transformers
 from transformers import AutoConfig, AutoTokenizer
 
-from longspan import biblosan, longformer, reformer
+from longspan import adaptive_span, biblosan, longformer, reformer
+from longspan.adaptive_span.tokenization_adaptive_span import LongspanAdaptiveSpanTokenizer
 from longspan.base import LongspanConfig, LongspanPreTrainedModel
 from longspan.biblosan.tokenization_biblosan import LongspanBiBloSanTokenizer
 from longspan.longformer.tokenization_longformer import LongspanLongformerTokenizer
@@ -82,6 +83,20 @@ ARCHITECTURES = (
             biblosan.BiBloSanForMultipleChoice,
         ),
         LongspanBiBloSanTokenizer,
+    ),
+    Architecture(
+        "adaptive_span",
+        adaptive_span.AdaptiveSpanConfig,
+        (
+            adaptive_span.AdaptiveSpanModel,
+            adaptive_span.AdaptiveSpanForCausalLM,
+            adaptive_span.AdaptiveSpanForMaskedLM,
+            adaptive_span.AdaptiveSpanForSequenceClassification,
+            adaptive_span.AdaptiveSpanForTokenClassification,
+            adaptive_span.AdaptiveSpanForQuestionAnswering,
+            adaptive_span.AdaptiveSpanForMultipleChoice,
+        ),
+        LongspanAdaptiveSpanTokenizer,
     ),
 )
 

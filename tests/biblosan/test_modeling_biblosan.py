@@ -314,3 +314,22 @@ def test_statistics_of_a_corpus_give_the_block_length():
         longspan.biblosan.suggest_block_length([], batch_size=32)
     with pytest.raises(ValueError, match="batch_size"):
         longspan.biblosan.suggest_block_length([3], batch_size=0)
+
+
+@pytest.mark.parametrize("variant", ["reference", "paper"])
+def test_shared_attention_is_apart_with_equal_weights(variant, make_model, batch):
+    shared, apart = (make_model(variant=variant, share_attention=value) for value in (True, False))
+    state = shared.state_dict()
+    wanted = {name: value for name, value in apart.state_dict().items() if ".between.attention." not in name}
+    assert state.keys() == wanted.keys()
+    names = apart.state_dict().keys()
+    apart.load_state_dict({name: state[name.replace(".between.attention.", ".within.")] for name in names})
+    outputs = [model(**batch) for model in (shared, apart)]
+    torch.testing.assert_close(outputs[0].last_hidden_state, outputs[1].last_hidden_state)
+    outputs[0].pooler_output.sum().backward()
+    outputs[1].pooler_output.sum().backward()
+    together, within, between = (
+        model.get_parameter(f"encoder.layer.0.forward_attention.{name}.projection.weight").grad
+        for model, name in ((shared, "within"), (apart, "within"), (apart, "between.attention"))
+    )
+    torch.testing.assert_close(together, within + between)

@@ -143,10 +143,37 @@ class SmallSentencePairs(SmallBiBloSan):
         return super().inputs(shape) | {"token_type_ids": types, "labels": torch.ones(shape[0], dtype=torch.long)}
 
 
+class SmallAdaptiveSpan(SmallModel):
+    values: ClassVar = {
+        "vocab_size": 99,
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "intermediate_size": 37,
+        "max_span": 16,
+        "span_ramp": 3,
+        "span_init": 0.1,
+        "block_size": 8,
+    }
+    heads: ClassVar = ("SpanModel", *(f"SpanFor{task}" for task in (
+        "CausalLM", "SequenceClassification", "TokenClassification", "QuestionAnswering", "MultipleChoice"
+    )))  # fmt: skip
+    key_length = SmallModel.seq_length
+    not_applicable: ClassVar = SmallLongformer.not_applicable
+
+
+class SmallSpanEncoder(SmallAdaptiveSpan):
+    values: ClassVar = SmallAdaptiveSpan.values | {"is_decoder": False}
+    heads: ClassVar = ("SpanModel", *(f"SpanFor{task}" for task in (
+        "MaskedLM", "SequenceClassification", "TokenClassification", "QuestionAnswering", "MultipleChoice"
+    )))  # fmt: skip
+
+
 SMALL_MODELS = {
     "longformer": [SmallLongformer],
     "reformer": [SmallReformer, SmallCausalReformer],
     "biblosan": [SmallBiBloSan, SmallSentencePairs],
+    "adaptive_span": [SmallAdaptiveSpan, SmallSpanEncoder],
 }
 OTHER_INPUTS = {  # heads whose inputs transformers' tests cannot make: their own tests cover them
     "BiBloSanForSentenceSelection": "a document's sentences [B, S, T], and a question",

@@ -29,11 +29,12 @@ class Case:
 
     @cached_property
     def content(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        partner = self.path.with_name(f"{self.path.stem}_expect{self.path.suffix}")
         tensors, meta = _read(self.path)
-        if partner.exists():
-            more, more_meta = _read(partner)
-            tensors, meta = tensors | more, more_meta | meta
+        for suffix in FORMATS:  # of a case's partner, which need not be the case's own
+            partner = self.path.with_name(f"{self.path.stem}_expect{suffix}")
+            if partner.exists():
+                more, more_meta = _read(partner)
+                tensors, meta = tensors | more, more_meta | meta
         return tensors, meta
 
     @property
@@ -64,6 +65,8 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         stored = json.loads(path.read_text())
     else:
         stored = torch.load(path, weights_only=True)
+    if isinstance(stored, list):  # a table
+        stored = {"meta": {"rows": stored}}
     meta = stored.pop("meta", {})
     meta = meta if isinstance(meta, dict) else json.loads(str(meta))
     if isinstance(meta.get("meta"), dict):  # all of a file's metadata under one name

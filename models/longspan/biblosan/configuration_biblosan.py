@@ -22,6 +22,8 @@ class BiBloSanConfig(LongspanConfig):
         mask_padding_blocks: padding changes nothing. False: blocks of padding alone are attended to and padding comes
             out as in the authors' code, so that a result depends on the padded length of its batch; only to compare
             with that code.
+        share_attention: attention within blocks and between blocks has the same weights, which the paper leaves open;
+            the authors' code has weights for each.
         vocab_size: number of words.
         embedding_size: width of word vectors.
         num_fixed_embeddings: the first rows of the word vectors that are never trained: padding, the unknown word, and
@@ -50,6 +52,7 @@ class BiBloSanConfig(LongspanConfig):
     attention: Literal["block", "full"] = "block"
     variant: Literal["reference", "paper"] = "reference"
     mask_padding_blocks: bool = True
+    share_attention: bool = False
     vocab_size: int = 30000
     embedding_size: int = 300
     num_fixed_embeddings: int = 2
@@ -114,6 +117,8 @@ class BiBloSanConfig(LongspanConfig):
                 raise ValueError(
                     f"attention = 'full' has no blocks: block_length must be None, got {self.block_length}"
                 )
+            if self.share_attention:
+                raise ValueError("attention = 'full' has no blocks to share weights: share_attention must be False")
             if self.variant == "paper":
                 raise ValueError("attention = 'full' has one form: variant must be 'reference', got 'paper'")
             return

@@ -140,6 +140,8 @@ def tensorflow_entries(config: BiBloSanConfig, task: Task = "Model") -> list[Ent
             "the authors' code has variant = 'reference' and num_hidden_layers = 1, got "
             f"{config.variant!r} and {config.num_hidden_layers}"
         )
+    if config.share_attention:
+        raise ValueError("the authors' code has share_attention = False, got True")
     if task == "Model":
         return encoder_entries(config, "", "")
     selection = task == "ForSentenceSelection"

@@ -59,6 +59,7 @@ class BiBloSanLayer(GradientCheckpointingLayer):
                 "block_length": block_length or config.block_length,
                 "variant": config.variant,
                 "mask_padding": config.mask_padding_blocks,
+                "share_attention": config.share_attention,
             }
         else:
             block_class = DirectionalSelfAttention

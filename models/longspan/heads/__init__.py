@@ -16,6 +16,7 @@ from longspan.heads.language_models import (
     LanguageModelHead,
     LinearLanguageModelHead,
     MaskedLMHead,
+    check_words,
 )
 from longspan.heads.tasks import (
     ClassificationHead,
@@ -39,4 +40,5 @@ __all__ = [
     "SequenceClassificationHead",
     "SpanOutput",
     "TokenClassificationHead",
+    "check_words",
 ]

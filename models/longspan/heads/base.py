@@ -11,21 +11,30 @@ from transformers.utils import ModelOutput
 
 from longspan.base import BackboneOutput, LongspanPreTrainedModel
 
+IGNORED = -100  # the label of a token that has none
+
 
 @dataclass
 class LogitsOutput(ModelOutput):
-    """``loss`` (with labels), ``logits``, and what the backbone was asked to return (see ``BackboneOutput``)."""
+    """``loss`` (with labels), ``logits``, and what the backbone was asked to return (see ``BackboneOutput``).
+
+    ``loss`` has ``auxiliary_loss`` in it.
+    """
 
     loss: Tensor | None = None
     logits: Tensor | None = None
     hidden_states: tuple[Tensor, ...] | None = None
     attentions: tuple[Tensor, ...] | None = None
     global_attentions: tuple[Tensor, ...] | None = None
+    auxiliary_loss: Tensor | None = None
 
 
 @dataclass
 class SpanOutput(ModelOutput):
-    """``loss`` (with positions), ``start_logits`` and ``end_logits [B, T]``, and what the backbone was asked for."""
+    """``loss`` (with positions), ``start_logits`` and ``end_logits [B, T]``, and what the backbone was asked for.
+
+    ``loss`` has ``auxiliary_loss`` in it.
+    """
 
     loss: Tensor | None = None
     start_logits: Tensor | None = None
@@ -33,6 +42,7 @@ class SpanOutput(ModelOutput):
     hidden_states: tuple[Tensor, ...] | None = None
     attentions: tuple[Tensor, ...] | None = None
     global_attentions: tuple[Tensor, ...] | None = None
+    auxiliary_loss: Tensor | None = None
 
 
 class Head(LongspanPreTrainedModel):
@@ -58,4 +68,28 @@ class Head(LongspanPreTrainedModel):
 
 
 def traces(outputs: BackboneOutput) -> dict[str, Any]:
-    return {name: getattr(outputs, name) for name in ("hidden_states", "attentions", "global_attentions")}
+    names = ("hidden_states", "attentions", "global_attentions", "auxiliary_loss")
+    return {name: getattr(outputs, name) for name in names}
+
+
+def with_auxiliary(
+    loss: Tensor | None,
+    outputs: BackboneOutput,
+    labels: Tensor | None = None,
+    num_items_in_batch: Tensor | int | None = None,
+) -> Tensor | None:
+    """A task's loss and what the architecture adds to it.
+
+    Args:
+        loss: None without labels; then there is nothing to add to.
+        outputs: of the backbone.
+        labels: of tokens, -100 where one does not count.
+        num_items_in_batch: tokens that count in all batches of a step, where the loss was divided by them: the
+            architecture's part is weighted by this batch's share, so that a step has it once.
+    """
+    extra = outputs.auxiliary_loss
+    if loss is None or extra is None:
+        return loss
+    if num_items_in_batch is not None and labels is not None:
+        extra = extra * ((labels != IGNORED).sum() / num_items_in_batch).to(extra)
+    return loss + extra.to(loss.device)

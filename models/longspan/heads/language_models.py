@@ -3,6 +3,7 @@
 B batch, T tokens, E width of the features that heads read, V vocabulary.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,17 +13,26 @@ from torch.nn import functional as F
 from transformers import initialization as init
 from transformers.utils import can_return_tuple
 
-from longspan.heads.base import Head, LogitsOutput, traces
+from longspan.base import check_range
+from longspan.heads.base import IGNORED, Head, LogitsOutput, traces, with_auxiliary
 from longspan.layers.chunked import head_cross_entropy, linear_cross_entropy
-
-IGNORED = -100  # the label of a token that has none
 
 
 @dataclass
 class CausalLMOutput(LogitsOutput):
-    """As ``LogitsOutput``, with the cache, where one is kept."""
+    """As ``LogitsOutput``, with the cache or the memories, where they are kept."""
 
     past_key_values: Any = None
+    mems: tuple[Tensor, ...] | None = None
+
+
+def check_words(labels: Tensor, shape: Sequence[int], vocab_size: int) -> None:
+    """Raise ValueError unless ``labels`` are words or -100, one for each token."""
+    if list(labels.shape) != list(shape) or labels.is_floating_point():
+        raise ValueError(
+            f"labels must be integers [batch, tokens] = {list(shape)}, got {labels.dtype} {list(labels.shape)}"
+        )
+    check_range("labels", labels.masked_fill(labels == IGNORED, 0), vocab_size, f"vocab_size; {IGNORED}: not scored")
 
 
 class LanguageModelHead(nn.Module):
@@ -94,6 +104,7 @@ class _WordHead(Head):
         rows = getattr(self.config, "chunk_size_lm_head", 0)
         if labels is None:
             return None, self.lm_head(hidden_states)
+        check_words(labels, hidden_states.shape[:2], self.config.vocab_size)
         if rows:
             loss = self.lm_head.loss(hidden_states, labels, rows, num_items_in_batch)
             return loss, None if self.training else self.lm_head(hidden_states)
@@ -103,7 +114,7 @@ class _WordHead(Head):
             labels,
             vocab_size=self.config.vocab_size,
             num_items_in_batch=num_items_in_batch,
-            shift_labels=labels,  # where the loss is a causal model's: shifted already
+            shift_labels=labels.contiguous(),  # where the loss is a causal model's: shifted already
         )
         return loss, logits
 
@@ -159,11 +170,15 @@ class MaskedLMHead(_WordHead):
             output_hidden_states=output_hidden_states,
         )
         loss, logits = self.score(outputs.last_hidden_state, labels, num_items_in_batch)
+        loss = with_auxiliary(loss, outputs, labels, num_items_in_batch)
         return LogitsOutput(loss=loss, logits=logits, **traces(outputs))
 
 
 class CausalLMHead(_WordHead):
     """Scores of all words to come next, at every token."""
+
+    output_class = CausalLMOutput
+    passed_on: tuple[str, ...] = ("past_key_values", "mems")  # fields of its own that are the backbone's
 
     def build_head(self, config) -> None:
         self.loss_type = "ForCausalLM"  # transformers reads it off the class's name otherwise
@@ -177,9 +192,12 @@ class CausalLMHead(_WordHead):
         position_ids: Tensor | None = None,
         inputs_embeds: Tensor | None = None,
         num_hashes: int | None = None,
+        mems: Any = None,
+        use_mems: bool | None = None,
         past_key_values: Any = None,
         use_cache: bool | None = None,
         labels: Tensor | None = None,
+        next_ids: Tensor | None = None,
         logits_to_keep: int | Tensor = 0,
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
@@ -194,22 +212,25 @@ class CausalLMHead(_WordHead):
             position_ids: ``[B, T]``, where the model's own count is not wanted.
             inputs_embeds: ``[B, T, E]`` in place of ``input_ids``.
             num_hashes: hash rounds of this call; for architectures that hash.
+            mems: what an earlier block of the same streams returned, for architectures that carry memories.
+            use_mems: return the memories of these tokens, too; by default only where some are given.
             past_key_values: the cache of earlier tokens, which takes in these.
             use_cache: keep a cache and return it; by default only where one is given.
             labels: ``[B, T]``, the words of the text itself (the model shifts them), -100: not scored.
+            next_ids: ``[B, T]``, at each token the word that follows, in place of ``labels``: for a block of a stream,
+                whose last token's next word stands in the next block. -100: not scored.
             logits_to_keep: score only the last so many tokens, or those of these indices; 0: all. Not with labels.
             output_attentions: also return attention weights.
             output_hidden_states: also return the hidden states of all layers.
             num_items_in_batch: what the loss is divided by, where a batch is one of several of a step.
-            **aligned: ``shift_labels [B, T]``, at each token the word that follows, in place of ``labels``: for a part
-                of a text, whose next word stands elsewhere. (Named in the signature, transformers' Trainer would want
-                it beside ``labels`` to evaluate.)
+            **aligned: ``shift_labels``, transformers' name of ``next_ids``. (Named in the signature, its Trainer would
+                want it beside ``labels`` to evaluate.)
 
         Returns:
-            Loss, logits and cache. Training with ``config.chunk_size_lm_head`` gives no logits: they never exist all
-            at once.
+            Loss, logits, cache and memories. Training with ``config.chunk_size_lm_head`` gives no logits: they never
+            exist all at once.
         """
-        shift_labels = aligned.pop("shift_labels", None)
+        next_ids = aligned.pop("shift_labels", next_ids)
         if aligned:
             raise TypeError(f"forward() got an unexpected keyword argument {next(iter(aligned))!r}")
         outputs = self.encode(
@@ -218,19 +239,22 @@ class CausalLMHead(_WordHead):
             position_ids=position_ids,
             inputs_embeds=inputs_embeds,
             num_hashes=num_hashes,
+            mems=mems,
+            use_mems=use_mems,
             past_key_values=past_key_values,
             use_cache=use_cache,
             output_attentions=output_attentions,
             output_hidden_states=output_hidden_states,
         )
         hidden_states = outputs.last_hidden_state
-        if shift_labels is not None:
-            labels = shift_labels
+        if next_ids is not None:
+            labels = next_ids
         elif labels is not None:
             labels = F.pad(labels[:, 1:], (0, 1), value=IGNORED)
         elif isinstance(logits_to_keep, Tensor) or logits_to_keep:
             keep = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
             hidden_states = hidden_states[:, keep]
         loss, logits = self.score(hidden_states, labels, num_items_in_batch)
-        cache = getattr(outputs, "past_key_values", None)
-        return CausalLMOutput(loss=loss, logits=logits, past_key_values=cache, **traces(outputs))
+        loss = with_auxiliary(loss, outputs, labels, num_items_in_batch)
+        more = {name: getattr(outputs, name, None) for name in self.passed_on}
+        return self.output_class(loss=loss, logits=logits, **more, **traces(outputs))

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from transformers.utils import can_return_tuple, logging
 
 from longspan.base import BackboneOutput, text_token
-from longspan.heads.base import Head, LogitsOutput, SpanOutput, traces
+from longspan.heads.base import Head, LogitsOutput, SpanOutput, traces, with_auxiliary
 
 logger = logging.get_logger(__name__)
 
@@ -54,6 +54,7 @@ class TokenClassificationHead(Head):
         loss = None
         if labels is not None:
             loss = self.loss_function(logits, labels, self.config, num_items_in_batch=num_items_in_batch)
+        loss = with_auxiliary(loss, outputs, labels, num_items_in_batch)
         return LogitsOutput(loss=loss, logits=logits, **traces(outputs))
 
 
@@ -98,6 +99,7 @@ class QuestionAnsweringHead(Head):
         loss = None
         if start_positions is not None and end_positions is not None:
             loss = self.loss_function(start_logits, end_logits, start_positions, end_positions)
+        loss = with_auxiliary(loss, outputs)
         return SpanOutput(loss=loss, start_logits=start_logits, end_logits=end_logits, **traces(outputs))
 
 
@@ -169,7 +171,7 @@ class SequenceClassificationHead(Head):
         )
         logits = self.rate(outputs, attention_mask)
         loss = None if labels is None else self.loss_function(labels, logits, self.config)
-        return LogitsOutput(loss=loss, logits=logits, **traces(outputs))
+        return LogitsOutput(loss=with_auxiliary(loss, outputs), logits=logits, **traces(outputs))
 
 
 class MultipleChoiceHead(Head):
@@ -236,4 +238,4 @@ class MultipleChoiceHead(Head):
         mask = None if attention_mask is None else attention_mask.flatten(0, 1)
         logits = self.rate(outputs, mask).view(-1, choices.pop())
         loss = None if labels is None else F.cross_entropy(logits, labels.to(logits.device))
-        return LogitsOutput(loss=loss, logits=logits, **traces(outputs))
+        return LogitsOutput(loss=with_auxiliary(loss, outputs), logits=logits, **traces(outputs))

@@ -29,9 +29,9 @@ class Arrangement:
             return True
         return bool((mask[:, 1:] & ~mask[:, :-1]).any())
 
-    def inward(self, x: Tensor) -> Tensor:
-        """``[B, T, ...]`` with the tokens of each row first."""
-        return _gather(x, self._from, 1)
+    def inward(self, x: Tensor, dim: int = 1) -> Tensor:
+        """``[B, ..., T, ...]`` with the tokens of each row first; they stand along ``dim``."""
+        return _gather(x, self._from, dim)
 
     def outward(self, x: Tensor, dim: int = 1) -> Tensor:
         """Undo ``inward``; the tokens stand along ``dim``."""

@@ -39,6 +39,8 @@ class MaskedBlockSelfAttention(nn.Module):
             linear layer, and which runs a whole DiSA over the blocks.
         mask_padding: blocks of padding alone are seen by none, and padding comes out as zeros. False: as in the
             authors' code, where they are seen, so that the result depends on the padded length.
+        share_attention: attention within blocks and between them has the same weights, which the paper leaves open and
+            the authors' code does not do.
     """
 
     def __init__(
@@ -53,6 +55,7 @@ class MaskedBlockSelfAttention(nn.Module):
         dropout: float,
         variant: Variant,
         mask_padding: bool = True,
+        share_attention: bool = False,
     ):
         super().__init__()
         self.block_length, self.mask_padding, self.activation = block_length, mask_padding, activation
@@ -62,12 +65,12 @@ class MaskedBlockSelfAttention(nn.Module):
         self.pooling = Source2TokenPooling(
             size, activation=activation, num_layers=1 if variant == "reference" else 2, dropout=dropout
         )
+        self.share_attention = share_attention
+        options = {"scale": scale, "dropout": dropout, "own_attention": not share_attention}
         if variant == "reference":
-            self.between: nn.Module = DirectionalSelfAttention(
-                size, size, direction, activation=activation, scale=scale, dropout=dropout
-            )
+            self.between: nn.Module = DirectionalSelfAttention(size, size, direction, activation=activation, **options)
         else:
-            self.between = GatedSelfAttention(size, direction, scale=scale, dropout=dropout)
+            self.between = GatedSelfAttention(size, direction, **options)
         self.fusion = ContextFusion(size, activation=activation, dropout=dropout)
 
     def forward(
@@ -97,7 +100,8 @@ class MaskedBlockSelfAttention(nn.Module):
         block_mask = None  # a text without padding has no block of padding alone
         if mask is not None and self.mask_padding and block_tokens is not None:
             block_mask = block_tokens.any(-1).view(batch, num_blocks)
-        context, block_weights = self.between(pooled, block_mask, return_weights)
+        shared = self.within if self.share_attention else None
+        context, block_weights = self.between(pooled, block_mask, return_weights, shared)
         local = local.view(batch, num_blocks, r, size)
         spread = context[:, :, None].expand(batch, num_blocks, r, size)
         out = self.fusion(mapped, _tokens(local, length), _tokens(spread, length))

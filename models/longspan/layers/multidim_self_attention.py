@@ -76,16 +76,27 @@ class FusionGate(nn.Module):
 
 
 class GatedSelfAttention(nn.Module):
-    """A gate between rows and what attention found for them: G weighs what was found (Bi-BloSAN's paper)."""
+    """A gate between rows and what attention found for them: G weighs what was found (Bi-BloSAN's paper).
 
-    def __init__(self, size: int, direction: Direction, *, scale: float, dropout: float):
+    ``own_attention = False``: ``forward`` is given an attention that has its place elsewhere.
+    """
+
+    def __init__(self, size: int, direction: Direction, *, scale: float, dropout: float, own_attention: bool = True):
         super().__init__()
-        self.attention = MultidimSelfAttention(size, direction, scale=scale, dropout=dropout)
+        self.attention = MultidimSelfAttention(size, direction, scale=scale, dropout=dropout) if own_attention else None
         self.gate = FusionGate(size, dropout=dropout, linear_biases=False)
 
-    def forward(self, x: Tensor, mask: Tensor | None, return_weights: bool = False) -> tuple[Tensor, Tensor | None]:
+    def forward(
+        self,
+        x: Tensor,
+        mask: Tensor | None,
+        return_weights: bool = False,
+        attention: MultidimSelfAttention | None = None,
+    ) -> tuple[Tensor, Tensor | None]:
         """``[B, L, D]`` -> the same, and weights as in ``MultidimSelfAttention``."""
-        found, weights = self.attention(x, mask, return_weights)
+        attention = self.attention or attention
+        assert attention is not None
+        found, weights = attention(x, mask, return_weights)
         return self.gate(found, x), weights
 
 
@@ -101,21 +112,38 @@ class DirectionalSelfAttention(nn.Module):
         activation: elementwise.
         scale: bound of scores.
         dropout: of what linear layers take in.
+        own_attention: False: ``forward`` is given an attention that has its place elsewhere.
     """
 
     def __init__(
-        self, in_size: int, size: int, direction: Direction, *, activation: Activation, scale: float, dropout: float
+        self,
+        in_size: int,
+        size: int,
+        direction: Direction,
+        *,
+        activation: Activation,
+        scale: float,
+        dropout: float,
+        own_attention: bool = True,
     ):
         super().__init__()
         self.activation = activation
         self.dropout = nn.Dropout(dropout)
         self.map = nn.Linear(in_size, size)
-        self.attention = MultidimSelfAttention(size, direction, scale=scale, dropout=dropout)
+        self.attention = MultidimSelfAttention(size, direction, scale=scale, dropout=dropout) if own_attention else None
         self.gate = FusionGate(size, dropout=dropout, linear_biases=True)
 
-    def forward(self, x: Tensor, mask: Tensor | None, return_weights: bool = False) -> tuple[Tensor, Tensor | None]:
+    def forward(
+        self,
+        x: Tensor,
+        mask: Tensor | None,
+        return_weights: bool = False,
+        attention: MultidimSelfAttention | None = None,
+    ) -> tuple[Tensor, Tensor | None]:
         """``[B, L, E]`` -> ``[B, L, D]``, zero where ``mask`` is False; weights as in ``MultidimSelfAttention``."""
+        attention = self.attention or attention
+        assert attention is not None
         mapped = self.activation(self.map(self.dropout(x)))
-        found, weights = self.attention(mapped, mask, return_weights)
+        found, weights = attention(mapped, mask, return_weights)
         out = self.gate(mapped, found)
         return (out if mask is None else out.masked_fill(~mask[..., None], 0.0)), weights
