@@ -31,7 +31,9 @@ bench: setup
 	$(python) scripts/bench_banded.py
 	$(python) scripts/bench_lsh.py
 	$(python) scripts/bench_multidim.py
+	$(python) scripts/bench_biblosan.py
 	$(python) scripts/bench_models.py
+	$(python) scripts/bench_span.py
 
 fuzz: setup
 	$(python) scripts/fuzz.py --seconds $(FUZZ_SECONDS)
@@ -39,6 +41,8 @@ fuzz: setup
 docs: setup
 	$(python) scripts/draw_pattern.py
 	$(python) scripts/draw_lsh.py
+	$(python) scripts/draw_multidim.py
+	$(python) scripts/draw_span.py
 
 format: setup
 	.venv/bin/ruff format

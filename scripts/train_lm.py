@@ -1,11 +1,13 @@
 """A byte-level language model on real text, beside what compressors make of the same bytes.
 
-    python scripts/train_lm.py [--corpus wikipedia] [--output runs/train_lm] [--resume]
+    python scripts/train_lm.py [--architecture adaptive_span] [--corpus wikipedia] [--output runs/train_lm] [--resume]
     python scripts/train_lm.py --text my.txt --config configs/reformer/enwik8.json --set num_hashes=2
-    python scripts/train_lm.py --full        # the published enwik8 shape and recipe: for a GPU and days
+    python scripts/train_lm.py --architecture adaptive_span --full    # the published enwik8 shape and recipe
 
-Any causal architecture of the zoo, by its name or by a configuration file; without either a small Reformer, for minutes
-on two cores. A killed run goes on with ``--resume`` from its last checkpoint and ends as if nothing had happened.
+Any causal architecture of the zoo, by its name or by a configuration file; by name it is a small one, for minutes on
+two cores. A model that carries state reads the text as a stream, block by block, and keeps what it remembers; others
+read windows from anywhere. A killed run goes on with ``--resume`` from its last checkpoint and ends as if nothing had
+happened. ``torchrun --nproc_per_node 2 scripts/train_lm.py ...`` has two processes, each with its own windows.
 """
 
 import argparse
@@ -13,6 +15,7 @@ import difflib
 import json
 import math
 import os
+import sys
 import time
 from dataclasses import fields
 from pathlib import Path
@@ -25,55 +28,28 @@ import torch
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedConfig, set_seed
 from transformers.utils import logging as transformers_logging
 
-from longspan.data.byte_windows import RandomWindows, byte_offset
+from longspan.data.byte_windows import RandomWindows, byte_ids, byte_offset
 from longspan.data.corpora import CORPORA, Bytes, Corpus, compressor_baselines, load_corpus, read_corpus
 from longspan.data.packages import PackageUnavailable
 from longspan.registry import ARCHITECTURES
 from longspan.training.bits_per_byte import bits_per_byte
+from longspan.training.byte_models import BYTE_MODELS
 from longspan.training.checkpoints import claim_folder
 from longspan.training.fine_tuning import has_fast_bf16
-from longspan.training.language_modeling import LOG_EVERY, LanguageModelRecipe, build_trainer
+from longspan.training.language_modeling import LOG_EVERY, LanguageModelRecipe, build_stream_trainer, build_trainer
 from longspan.training.report import heading, save_pretrained, table, write_json
+from longspan.training.spans import plot_spans, span_history, spans_of
+from longspan.training.stream_evaluation import stream_bits_per_byte
+from longspan.training.streams import carries_state
 
 ROOT = Path(__file__).parents[1]
-SMALL: dict[str, dict[str, Any]] = {
-    "reformer": {
-        "vocab_size": 258,
-        "eos_token_id": 1,
-        "hidden_size": 256,
-        "num_attention_heads": 4,
-        "attention_head_size": 64,
-        "attn_layers": ["local", "lsh"],
-        "feed_forward_size": 1024,
-        "local_attn_chunk_length": 64,
-        "lsh_attn_chunk_length": 64,
-        "num_hashes": 2,
-        "axial_pos_shape": [32, 64],
-        "axial_pos_embds_dim": [64, 192],
-        "axial_norm_std": 0.02,  # as small as the words' embeddings, else positions drown them for a long time
-        "max_position_embeddings": 2048,
-        "is_decoder": True,
-        "hidden_dropout_prob": 0.0,
-        "local_attention_probs_dropout_prob": 0.0,
-    },
-}
-"""What is trained where no configuration file is given; `--set` changes single fields."""
-FULL = {
-    "corpus": "mixed",
-    "config": ROOT / "configs" / "reformer" / "enwik8.json",
-    "steps": 100_000,
-    "window": 65536,
-    "batch_size": 1,
-    "accumulate": 8,
-    "rate": 1e-3,
-    "warmup": 2000,
-    "schedule": "inverse_sqrt",
-    "measure_every": 1000,
-    "save_every": 500,
-}
+RECIPE = [field.name for field in fields(LanguageModelRecipe)]
 
 
 def main(argv: list[str] | None = None) -> dict[str, Any]:
+    first_process = os.environ.get("RANK", "0") == "0"
+    if not first_process:  # one of them is enough to read
+        sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115
     options = parse(argv)
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
@@ -83,27 +59,34 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         check(options, config)
         heading("1  Text")
         corpus = read_corpus(options.text) if options.text else load_corpus(options.corpus)
-        windows = RandomWindows(corpus.train, options.window, recipe(options).windows, offset=offset, seed=options.seed)
+        set_seed(options.seed)
+        model = AutoModelForCausalLM.from_config(config)
+        trainer = build(model, corpus, options, offset)
         checkpoint = claim_folder(options.output, decisive(options, config), resume=options.resume)
     except (OSError, ValueError) as error:
         raise SystemExit(str(error)) from None
     print(f"  {corpus.name}: {megabytes(corpus.train)} to learn from, {megabytes(corpus.validation)} to choose by,")
     print(f"  {megabytes(corpus.test)} to report on; split by position")
 
-    set_seed(options.seed)
-    model = AutoModelForCausalLM.from_config(config)
     millions = sum(parameter.numel() for parameter in model.parameters()) / 1e6
-    read = recipe(options).windows * options.window
+    read = recipe(options).windows * trainer.args.world_size * options.window
     heading(f"2  {type(model).__name__}, {millions:.1f} M parameters, {options.steps} steps")
-    print(f"  windows of {options.window} bytes, {read / 1e6:.1f} MB in all:", end=" ")
+    kind = "rows of a stream, blocks" if carries_state(model) else "windows"
+    print(f"  {kind} of {options.window} bytes, {read / 1e6:.1f} MB in all:", end=" ")
     print(f"{read / len(corpus.train):.1f} times the text")
-    curve = fit(model, windows, corpus, options, checkpoint)
-    folder = save_pretrained(options.output / "model", model, tokenizer_of(config))
-
-    heading("3  Held-out text, every byte predicted once")
-    figures = {"curve": curve, "bits per byte": report(model, corpus, options, offset)}
-    write_json(options.output / "figures.json", figures)
-    print(f"\nModel and figures: {folder.parent}/")
+    figures: dict[str, Any] = {"curve": fit(trainer, checkpoint)}
+    if first_process:
+        folder = save_pretrained(options.output / "model", model, tokenizer_of(config))
+        heading("3  Held-out text, every byte predicted once")
+        figures["bits per byte"] = report(model, corpus, options, offset)
+        spans = span_history(trainer.state.log_history)
+        if spans:
+            figures["spans"] = spans
+            report_spans(model, options.output / "spans.png")
+        write_json(options.output / "figures.json", figures)
+        print(f"\nModel and figures: {folder.parent}/")
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
     return figures
 
 
@@ -115,18 +98,24 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     text.add_argument("--corpus", default="wikipedia", choices=CORPORA, help="a text that comes as a package")
     text.add_argument("--text", type=Path, help="a file of your own instead, read byte for byte")
     shape = parser.add_argument_group("model")
-    shape.add_argument("--architecture", default="reformer", choices=sorted(SMALL), help="a small one of this kind")
+    shape.add_argument(
+        "--architecture", default="reformer", choices=sorted(BYTE_MODELS), help="a small one of this kind"
+    )
     shape.add_argument("--config", type=Path, help="config.json of a byte model instead, of any causal architecture")
     shape.add_argument("--set", nargs="+", default=[], metavar="FIELD=VALUE", help="change the configuration's fields")
-    how = parser.add_argument_group("training")
+    how = parser.add_argument_group("training (defaults: those of the architecture)")
     how.add_argument("--full", action="store_true", help="the published enwik8 shape and recipe: a GPU and days")
     how.add_argument("--steps", type=int, default=5000, help="optimizer steps")
-    how.add_argument("--window", type=int, default=1024, help="bytes in a window")
-    how.add_argument("--batch-size", type=int, default=1, help="windows in a pass")
+    how.add_argument("--window", type=int, default=1024, help="bytes in a window; with state: in a block")
+    how.add_argument("--batch-size", type=int, default=1, help="windows in a pass; with state: rows of the text")
     how.add_argument("--accumulate", type=int, default=1, help="passes in a step")
+    how.add_argument("--optimizer", default="adamw", choices=["adamw", "adagrad"], help="adagrad clips each tensor")
     how.add_argument("--rate", type=float, default=1e-3, help="highest learning rate")
-    how.add_argument("--warmup", type=int, default=100, help="steps in which it rises")
-    how.add_argument("--schedule", default="cosine", choices=["cosine", "inverse_sqrt"], help="how it falls")
+    how.add_argument("--span-rate", type=float, help="that of learnt spans (default: the same)")
+    how.add_argument("--clip", type=float, default=1.0, help="norm that gradients are clipped to")
+    how.add_argument("--warmup", type=int, default=100, help="steps in which the rate rises")
+    schedules = ["cosine", "inverse_sqrt", "constant"]
+    how.add_argument("--schedule", default="cosine", choices=schedules, help="how it falls")
     how.add_argument("--seed", type=int, default=0)
     how.add_argument("--measure-every", type=int, default=1000, help="steps between looks at the validation part")
     how.add_argument(
@@ -136,10 +125,24 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     how.add_argument("--resume", action="store_true", help="go on with the run in --output")
     held_out = parser.add_argument_group("held-out text")
     held_out.add_argument("--context", type=int, help="bytes before a window's first prediction (default: half of it)")
+    held_out.add_argument("--held-out-rows", type=int, default=8, help="with state: rows that are read side by side")
     held_out.add_argument("--test-bytes", type=int, help="use the first so many bytes only (default: all)")
-    if parser.parse_known_args(argv)[0].full:
-        parser.set_defaults(**FULL)
+    given, _ = parser.parse_known_args(argv)
+    model = BYTE_MODELS.get(given.architecture if given.config is None else architecture_of(given.config) or "")
+    if model is not None:
+        parser.set_defaults(
+            **(model.full | {"config": ROOT / "configs" / model.full["config"]} if given.full else model.small)
+        )
     return parser.parse_args(argv)
+
+
+def architecture_of(path: Path) -> str | None:
+    """Name of the zoo's architecture that a configuration file is of."""
+    try:
+        model_type = json.loads(path.read_text(encoding="utf8")).get("model_type", "")
+    except (OSError, ValueError):
+        return None  # said when the configuration is made
+    return next((name for name in BYTE_MODELS if name in model_type), None)
 
 
 def configuration(options: argparse.Namespace) -> PreTrainedConfig:
@@ -148,7 +151,7 @@ def configuration(options: argparse.Namespace) -> PreTrainedConfig:
     if options.config is not None:
         architecture = json.loads(options.config.read_text(encoding="utf8")).get("model_type", "")
     config_class = class_of(architecture)
-    changes = dict(setting(text) for text in options.set)
+    changes: dict[str, Any] = dict(setting(text) for text in options.set)
     known = {field.name for field in fields(config_class)}
     for name in changes:
         if name not in known:
@@ -156,7 +159,9 @@ def configuration(options: argparse.Namespace) -> PreTrainedConfig:
             hint = f"; did you mean {nearest[0]!r}?" if nearest else ""
             raise ValueError(f"--set {name}: {config_class.__name__} has no such field{hint}")
     if options.config is None:
-        return config_class(**SMALL[architecture] | changes)
+        return config_class(**BYTE_MODELS[architecture].shape | changes)
+    if options.full:
+        changes = BYTE_MODELS[options.architecture].full_shape | changes
     return config_class.from_pretrained(options.config, **changes)
 
 
@@ -187,7 +192,8 @@ def tokenizer_of(config: PreTrainedConfig) -> Any:
     for architecture in ARCHITECTURES:
         make = getattr(architecture.tokenizer_class, "byte_level", None)
         if isinstance(config, architecture.config_class) and make is not None:
-            return make(model_max_length=config.max_tokens)
+            longest = getattr(config, "max_tokens", None)
+            return make() if longest is None else make(model_max_length=longest)
     return None
 
 
@@ -203,35 +209,31 @@ def setting(text: str) -> tuple[str, Any]:
 
 
 def recipe(options: argparse.Namespace) -> LanguageModelRecipe:
-    return LanguageModelRecipe(
-        steps=options.steps,
-        batch_size=options.batch_size,
-        accumulate=options.accumulate,
-        rate=options.rate,
-        warmup=options.warmup,
-        schedule=options.schedule,
-        seed=options.seed,
-    )
+    return LanguageModelRecipe(**{name: getattr(options, name) for name in RECIPE if hasattr(options, name)})
 
 
 def decisive(options: argparse.Namespace, config: PreTrainedConfig) -> dict[str, Any]:
     """Everything that decides what the run computes."""
-    names = ("corpus", "text", "steps", "window", "batch_size", "accumulate", "rate", "warmup", "schedule", "seed")
-    values = {name: getattr(options, name) for name in names}
+    values = {name: getattr(options, name) for name in ("corpus", "window", *RECIPE) if hasattr(options, name)}
     return values | {"text": options.text and str(options.text), "config": json.loads(config.to_json_string())}
 
 
-def fit(model: Any, windows: RandomWindows, corpus: Corpus, options: argparse.Namespace, checkpoint: Path | None):
-    """Train, and return the curve: loss in bits and the validation part's bits per byte by step."""
-    trainer = build_trainer(
-        model,
-        windows,
-        recipe(options),
-        folder=options.output,
-        measure=lambda model: measure(model, corpus.validation[: 8 * options.window], windows.offset, options),
-        measure_every=options.measure_every,
-        save_every=options.save_every,
+def build(model: Any, corpus: Corpus, options: argparse.Namespace, offset: int) -> Any:
+    """The trainer: over the text as a stream, for a model that carries state; else over windows from anywhere."""
+    looks = dict(folder=options.output, measure_every=options.measure_every, save_every=options.save_every)
+    glance = corpus.validation[: 8 * options.window * options.batch_size]
+    if carries_state(model):
+        train, held_out = byte_ids(corpus.train, offset), byte_ids(glance, offset)
+        return build_stream_trainer(model, train, held_out, recipe(options), block_size=options.window, **looks)
+    count = recipe(options).windows * int(os.environ.get("WORLD_SIZE", "1"))
+    windows = RandomWindows(corpus.train, options.window, count, offset=offset, seed=options.seed)
+    return build_trainer(
+        model, windows, recipe(options), measure=lambda model: measure(model, glance, offset, options), **looks
     )
+
+
+def fit(trainer: Any, checkpoint: Path | None) -> dict[str, dict[int, float]]:
+    """Train, and return the curve: loss in bits and the validation part's bits per byte by step."""
     began = time.perf_counter()
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     print(f"  {time.perf_counter() - began:.0f} s" + (f" from {checkpoint.name}" if checkpoint else ""))
@@ -246,25 +248,38 @@ def fit(model: Any, windows: RandomWindows, corpus: Corpus, options: argparse.Na
 
 
 def measure(model: Any, text: Bytes, offset: int, options: argparse.Namespace, label: str | None = None) -> float:
-    return bits_per_byte(
-        model,
-        text,
+    common: dict[str, Any] = dict(
         offset=offset,
         size=options.window,
-        context=options.context,
-        batch_size=options.batch_size,
         autocast=torch.bfloat16 if has_fast_bf16(model.device) else None,
         label=label,
     )
+    if carries_state(model):
+        return stream_bits_per_byte(model, text, rows=options.held_out_rows, **common)
+    return bits_per_byte(model, text, context=options.context, batch_size=options.batch_size, **common)
 
 
 def report(model: Any, corpus: Corpus, options: argparse.Namespace, offset: int) -> dict[str, float]:
     """Bits per byte of the model and of compressors on the same bytes."""
     text = corpus.test[: options.test_bytes]
     rows = compressor_baselines(text, before=corpus.train)
-    rows[f"this model, {options.window} bytes at a time"] = measure(model, text, offset, options, "held-out text")
+    how = f"{options.held_out_rows} rows with state" if carries_state(model) else f"{options.window} bytes at a time"
+    rows[f"this model, {how}"] = measure(model, text, offset, options, "held-out text")
     print(table([f"{len(text)} bytes", "bits per byte"], [[name, f"{bits:.3f}"] for name, bits in rows.items()]))
     return rows
+
+
+def report_spans(model: Any, picture: Path) -> None:
+    """How far each head looks, layer by layer."""
+    spans = spans_of(model) or []
+    heading(f"4  Bytes that each head reaches, of {model.config.max_span}")
+    rows = [
+        [f"layer {number}", f"{sum(layer) / len(layer):.0f}", " ".join(f"{span:.0f}" for span in layer)]
+        for number, layer in enumerate(spans, 1)
+    ]
+    print(table(["", "mean", "heads"], rows))
+    print(f"\n  drawn: {picture}")
+    plot_spans(picture, spans, maximum=model.config.max_span, title=f"{type(model).__name__}, a dot for each head")
 
 
 def megabytes(text: Bytes) -> str:

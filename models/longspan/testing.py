@@ -55,6 +55,25 @@ LSH_SHAPES = [
     (1, 1, 350, 20, 2, 300, 1, 0),
 ]
 
+# (batch, heads, queries, keys, head size, max_span, ramp, span of each head): empty, single, prime, one query and many
+# cached keys, spans of 0, between tokens, at the limit and beyond it, windows longer than the sequence, one tile more.
+SPAN_SHAPES = [
+    (1, 1, 0, 0, 4, 3, 2, [1.0]),
+    (0, 2, 5, 5, 4, 3, 2, [1.0, 2.0]),
+    (2, 0, 5, 5, 4, 3, 2, []),
+    (1, 1, 1, 1, 1, 1, 1, [0.0]),
+    (2, 3, 7, 7, 5, 9, 2.5, [0.0, 1.3, 9.0]),
+    (1, 2, 37, 37, 16, 12, 4, [3.0, 20.5]),
+    (2, 2, 1, 97, 64, 64, 16, [2.5, 57.0]),
+    (1, 2, 3, 230, 40, 200, 16, [30.5, 170.0]),
+    (1, 3, 30, 41, 20, 64, 8, [0.25, 17.0, 64.0]),
+    (2, 1, 49, 200, 33, 300, 32, [140.7]),
+    (1, 2, 131, 131, 8, 40, 7, [-3.5, 24.0]),
+    (1, 1, 211, 211, 128, 97, 32, [30.0]),
+    (1, 3, 203, 210, 80, 160, 32, [18.0, 70.5, 140.0]),
+    (1, 2, 97, 1300, 32, 1200, 64, [1.0, 1150.0]),
+]
+
 
 def shape_id(shape: tuple) -> str:
     """A readable test id: ``B1-H2-T30-S41-D32-w6,-1-d1``."""
@@ -66,6 +85,12 @@ def lsh_shape_id(shape: tuple) -> str:
     """A readable test id: ``B1-H2-T30-D32-R2-c16-1+0``."""
     B, H, T, D, R, chunk, before, after = shape
     return f"B{B}-H{H}-T{T}-D{D}-R{R}-c{chunk}-{before}+{after}"
+
+
+def span_shape_id(shape: tuple) -> str:
+    """A readable test id: ``B1-H2-T30-S41-D32-m64-r8-z3.0,20.5``."""
+    B, H, T, S, D, max_span, ramp, spans = shape
+    return f"B{B}-H{H}-T{T}-S{S}-D{D}-m{max_span}-r{ramp}-z{','.join(map(str, spans))}"
 
 
 def has_kernel(operator: str, key: str) -> bool:

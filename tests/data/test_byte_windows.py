@@ -3,9 +3,8 @@
 import numpy as np
 import pytest
 import torch
-from torch.utils.data import DataLoader
 
-from longspan.data.byte_windows import ContiguousRows, RandomWindows, byte_offset, to_ids
+from longspan.data.byte_windows import RandomWindows, byte_ids, byte_offset, to_ids
 
 TEXT = np.random.default_rng(0).integers(0, 256, 1000, dtype=np.uint8)
 
@@ -17,6 +16,11 @@ def test_ids():
             byte_offset(wrong)
     ids = to_ids(np.array([[0, 255]], dtype=np.uint8), 2)
     assert ids.dtype == torch.int64 and ids.tolist() == [[2, 257]]
+
+
+def test_ids_of_a_whole_text_in_two_bytes_each():
+    ids = byte_ids(np.array([0, 255], dtype=np.uint8), 2)
+    assert ids.dtype == np.uint16 and ids.tolist() == [2, 257]
 
 
 def test_random_windows_are_places_of_the_text_and_depend_on_their_number_alone():
@@ -42,22 +46,3 @@ def test_both_ends_of_the_text_are_reached():
     assert len(RandomWindows(TEXT, 1000, 1, offset=0, seed=0)[0]["input_ids"]) == 1000
     with pytest.raises(ValueError, match="from 2 to 1000 bytes"):
         RandomWindows(TEXT, 1001, 1, offset=0, seed=0)
-
-
-@pytest.mark.parametrize(("rows", "size"), [(1, 7), (3, 10), (4, 249), (7, 1)])
-def test_contiguous_rows_lose_no_target(rows, size):
-    data = ContiguousRows(TEXT, rows, size, offset=2)
-    batches = list(DataLoader(data, batch_size=rows))
-    inputs = torch.cat([batch["input_ids"] for batch in batches], 1)
-    targets = torch.cat([batch["next_ids"] for batch in batches], 1)
-    length = len(TEXT) // rows
-    assert inputs.shape == targets.shape == (rows, (length - 1) // size * size)
-    for row in range(rows):
-        ids = to_ids(TEXT[row * length : (row + 1) * length], 2)
-        assert torch.equal(inputs[row], ids[: inputs.shape[1]])
-        assert torch.equal(targets[row], ids[1 : inputs.shape[1] + 1])
-
-
-def test_rows_that_are_too_short():
-    with pytest.raises(ValueError, match="4 rows of at least 250"):
-        ContiguousRows(TEXT, 4, 250, offset=0)

@@ -14,6 +14,7 @@ import longspan
 from longspan.data.corpora import compressor_baselines, read_corpus
 from longspan.training.bits_per_byte import bits_per_byte
 from longspan.training.progress import ProgressCallback
+from longspan.training.stream_evaluation import stream_bits_per_byte
 
 TINY = [
     *("hidden_size=16", "attention_head_size=8", "num_attention_heads=2", "feed_forward_size=16"),
@@ -102,6 +103,46 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(train, tmp_path, monkey
         assert torch.equal(expected[name], found[name]), name
 
 
+TINY_SPANS = [
+    *("hidden_size=16", "num_attention_heads=2", "num_hidden_layers=2", "intermediate_size=16"),
+    *("max_span=64", "span_ramp=8", "attention_dropout=0.1", "relu_dropout=0.1"),
+]
+STREAM = ["--architecture", "adaptive_span", "--batch-size", "4", "--held-out-rows", "2", "--warmup", "20"]
+
+
+def test_a_model_with_state_reads_a_stream_and_a_killed_run_goes_on(train, text, tmp_path, monkeypatch, capsys):
+    shape = (*STREAM, "--set", *TINY_SPANS)
+    whole = train(tmp_path / "whole", shape=shape)
+    shown = capsys.readouterr().out
+    assert "rows of a stream" in shown and "Bytes that each head reaches, of 64" in shown
+    assert whole["spans"].keys() == {10, 20, 30, 40} and len(whole["spans"][40]) == 2
+    assert (tmp_path / "whole" / "spans.png").stat().st_size > 1000
+    ours = whole["bits per byte"]["this model, 2 rows with state"]
+    assert ours < 8 and whole["curve"]["validation"][40] < whole["curve"]["validation"][20]
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "whole" / "model")
+    corpus = read_corpus(text)
+    again = stream_bits_per_byte(model, corpus.test, offset=2, size=48, rows=2)
+    assert again == pytest.approx(ours, rel=0.02)
+
+    step = ProgressCallback.on_step_end
+
+    def killed(self, args, state, control, **more):
+        step(self, args, state, control, **more)
+        if state.global_step == 25:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ProgressCallback, "on_step_end", killed)
+        with pytest.raises(KeyboardInterrupt):
+            train(tmp_path / "killed", shape=shape)
+    for _ in range(2):  # the second time there is nothing left to do
+        resumed = train(tmp_path / "killed", "--resume", shape=shape)
+        assert resumed == whole
+        expected, found = (load_file(tmp_path / run / "model" / "model.safetensors") for run in ("whole", "killed"))
+        for name in expected:
+            assert torch.equal(expected[name], found[name]), name
+
+
 def test_any_configuration_file(train, tmp_path, capsys):
     shape = GPT2Config(vocab_size=256, n_embd=16, n_layer=1, n_head=2, n_positions=48)
     shape.to_json_file(tmp_path / "config.json")
@@ -137,3 +178,16 @@ def test_the_published_shape_and_recipe(script):
     assert module.byte_offset(config.vocab_size) == 2
     small = module.configuration(module.parse([]))
     assert small.max_tokens >= module.parse([]).window and small.is_decoder
+
+
+def test_recipes_of_a_model_with_state(script):
+    module = script("train_lm")
+    options = module.parse(["--architecture", "adaptive_span", "--full", "--rate", "0.05"])
+    config = module.configuration(options)
+    recipe = module.recipe(options)
+    assert (config.max_span, config.num_hidden_layers, config.vocab_size) == (8192, 12, 258)
+    assert (recipe.optimizer, recipe.rate, recipe.clip, recipe.warmup) == ("adagrad", 0.05, 0.03, 32_000)
+    small = module.parse(["--architecture", "adaptive_span"])
+    assert module.configuration(small).max_span == 1024 and module.recipe(small).batch_size == 8
+    by_file = module.parse(["--config", str(module.ROOT / "configs" / "adaptive_span" / "enwik8.json")])
+    assert by_file.window == small.window

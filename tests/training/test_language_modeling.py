@@ -145,8 +145,12 @@ def test_learns_and_a_killed_run_ends_as_if_nothing_had_happened(tmp_path, monke
     assert curve(resumed) == points
     assert whole.model is not None and resumed.model is not None
     expected = whole.model.state_dict()
-    for name, tensor in resumed.model.state_dict().items():
-        assert torch.equal(tensor, expected[name]), name
+    finished = trainer(tmp_path / "killed", save_every=10)
+    finished.train(resume_from_checkpoint=str(tmp_path / "killed" / "checkpoint-40"))  # killed after its last step
+    assert finished.model is not None and finished.state.log_history == resumed.state.log_history[:-1]
+    for model in (resumed.model, finished.model):
+        for name, tensor in model.state_dict().items():
+            assert torch.equal(tensor, expected[name]), name
 
 
 def test_warm_up_and_decay(tmp_path):

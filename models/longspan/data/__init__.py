@@ -1,6 +1,7 @@
 """Documents, questions about them, windows and batches. Imports no model.
 
-`spans` and `collators` need torch alone; `agreements` and `questions` need the `train` extra (`datasets`).
+`spans`, `collators` and `text_collators` need torch alone; what loads a data set (`agreements`, `questions`, `verses`,
+`verse_pairs`, `trec`, `genres`) needs the `train` extra (`datasets`).
 """
 
 from longspan.data.collators import LongDocumentCollator
@@ -12,11 +13,15 @@ from longspan.data.spans import (
     split_windows,
     token_span_to_chars,
 )
+from longspan.data.text_collators import RandomWindowCollator, SentenceSelectionCollator, TextPairCollator
 from longspan.data.word_vectors import read_word_vectors
 
 __all__ = [
     "LongDocumentCollator",
+    "RandomWindowCollator",
+    "SentenceSelectionCollator",
     "Span",
+    "TextPairCollator",
     "best_spans",
     "char_span_to_tokens",
     "merge_spans",

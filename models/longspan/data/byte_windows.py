@@ -1,4 +1,4 @@
-"""Windows of a byte text as token ids: drawn anywhere, or one after the other in contiguous rows.
+"""Windows of a byte text as token ids, drawn anywhere. For long rows in order, see `streams`.
 
 A byte model's id is the byte plus an offset: the ids below it are for padding and the like.
 """
@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import random
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -28,6 +30,11 @@ def byte_offset(vocab_size: int) -> int:
 def to_ids(text: Bytes, offset: int) -> Tensor:
     """Bytes ``[...]`` -> int64 ids of the same shape."""
     return torch.from_numpy(text.astype("int64")) + offset
+
+
+def byte_ids(text: Bytes, offset: int) -> NDArray[np.uint16]:
+    """All ids of a text, in two bytes each: a stream for `streams.ContiguousRows`."""
+    return text.astype(np.uint16) + np.uint16(offset)
 
 
 class RandomWindows(Dataset[dict[str, Tensor]]):
@@ -58,36 +65,3 @@ class RandomWindows(Dataset[dict[str, Tensor]]):
         start = random.Random(f"{self.seed} {index}").randrange(len(self.text) - self.size + 1)
         ids = to_ids(self.text[start : start + self.size], self.offset)
         return {"input_ids": ids, "labels": ids}
-
-
-class ContiguousRows(Dataset[dict[str, Tensor]]):
-    """A text cut into ``rows`` long rows that are read side by side, block by block, for models that carry state.
-
-    Item ``block * rows + row``: taken in order, ``rows`` at a time, a batch continues where the one before it ended.
-    Each item has ``input_ids`` and ``next_ids``, int64 ``[size]``: the target of a block's last byte is the first byte
-    of the next block, so no target is lost in between. What does not fill a block at the end of a row is left out.
-
-    Args:
-        text: uint8.
-        rows: number of rows, the batch size.
-        size: bytes in a block.
-        offset: id of byte 0.
-    """
-
-    def __init__(self, text: Bytes, rows: int, size: int, *, offset: int) -> None:
-        self.length = len(text) // rows
-        self.blocks = (self.length - 1) // size
-        if self.blocks < 1:
-            raise ValueError(f"a text of {len(text)} bytes does not hold {rows} rows of at least {size} + 1 bytes")
-        self.text, self.rows, self.size, self.offset = text, rows, size, offset
-
-    def __len__(self) -> int:
-        return self.blocks * self.rows
-
-    def __getitem__(self, index: int) -> dict[str, Tensor]:
-        if not 0 <= index < len(self):
-            raise IndexError(index)
-        block, row = divmod(index, self.rows)
-        start = row * self.length + block * self.size
-        ids = to_ids(self.text[start : start + self.size + 1], self.offset)
-        return {"input_ids": ids[:-1], "next_ids": ids[1:]}

@@ -15,8 +15,8 @@ from longspan.data.byte_windows import to_ids
 from longspan.data.corpora import Bytes
 from longspan.training.progress import progress
 
-_IGNORED = -100  # a label that is not scored
-_FIRST_BYTE = 8.0  # bits: nothing precedes it, so that it costs what any byte does
+IGNORED = -100  # a label that is not scored
+FIRST_BYTE = 8.0  # bits: nothing precedes it, so that it costs what any byte does
 
 
 def scored_windows(length: int, size: int, context: int) -> list[tuple[int, int]]:
@@ -73,15 +73,15 @@ def bits_per_byte(
     batches: Iterable[Any] = [windows[i : i + batch_size] for i in range(0, len(windows), batch_size)]
     if label is not None:
         batches = progress(list(batches), label)
-    bits = _FIRST_BYTE
+    bits = FIRST_BYTE
     was_training = model.training
     model.eval()
     for batch in batches:
         ids = torch.stack([to_ids(text[start : start + size], offset) for start, _ in batch])
         labels = ids.clone()
         for row, (start, first) in enumerate(batch):
-            labels[row, : first - start] = _IGNORED
-        counted = int((labels[:, 1:] != _IGNORED).sum())
+            labels[row, : first - start] = IGNORED
+        counted = int((labels[:, 1:] != IGNORED).sum())
         with torch.autocast(model.device.type, dtype=autocast, enabled=autocast is not None):
             loss = model(input_ids=ids.to(model.device), labels=labels.to(model.device)).loss
         bits += float(loss) * counted / math.log(2)

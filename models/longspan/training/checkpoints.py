@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from transformers import Trainer, TrainerState
 from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_utils import TrainOutput
 
 from longspan.training.report import write_json
 
@@ -25,6 +27,28 @@ def last_checkpoint(folder: Path) -> Path | None:
             continue
         complete.append((int(state["global_step"]), checkpoint))
     return max(complete)[1] if complete else None
+
+
+def load_finished(trainer: Trainer, checkpoint: str | Path | None, steps: int) -> TrainOutput | None:
+    """Where a run had come to its end, its model and history; Trainer would resume it with one step too many.
+
+    Args:
+        trainer: takes them.
+        checkpoint: that the run is to be resumed from.
+        steps: the length of the run.
+
+    Returns:
+        What ``trainer.train()`` returns, or None where steps are left to be done.
+    """
+    if checkpoint is None:
+        return None
+    state = TrainerState.load_from_json(str(Path(checkpoint) / TRAINER_STATE_NAME))
+    if state.global_step < steps:
+        return None
+    trainer._load_from_checkpoint(str(checkpoint))
+    state.init_training_references(trainer, steps, 1, None)
+    trainer.state = state
+    return TrainOutput(state.global_step, 0.0, {})
 
 
 def claim_folder(folder: Path, options: dict[str, object], *, resume: bool) -> Path | None:

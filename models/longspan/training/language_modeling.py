@@ -1,4 +1,4 @@
-"""Training a causal language model on windows of a text with `transformers.Trainer`."""
+"""Training a causal language model with `transformers.Trainer`, on windows of a text or over it as a stream."""
 
 from __future__ import annotations
 
@@ -9,11 +9,17 @@ from typing import Any, Literal
 
 import torch
 from torch import nn
+from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import Dataset
-from transformers import PrinterCallback, Trainer, TrainingArguments, default_data_collator
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments, default_data_collator
 
+from longspan.data.streams import Ids
+from longspan.training.adagrad import ClippedAdagrad, linear_warmup
+from longspan.training.checkpoints import load_finished
 from longspan.training.fine_tuning import has_fast_bf16
 from longspan.training.progress import ProgressCallback
+from longspan.training.spans import SpanCallback
+from longspan.training.streams import StreamTrainer
 
 LOG_EVERY = 10  # steps whose mean loss is one point of the curve
 
@@ -28,9 +34,13 @@ class LanguageModelRecipe:
         accumulate: passes whose gradients make one step.
         rate: highest learning rate.
         warmup: steps in which it rises.
-        schedule: how it falls afterwards: "cosine" to 0 at the end, "inverse_sqrt" with the root of the steps done.
+        schedule: how it falls afterwards: "cosine" to 0 at the end, "inverse_sqrt" with the root of the steps done,
+            "constant" not at all.
+        optimizer: "adamw", or "adagrad", which clips tensor by tensor (`ClippedAdagrad`).
+        clip: norm of gradients: of all together, with Adagrad of each tensor.
         beta2: of Adam; 0.98 is the original Reformer's.
-        weight_decay: of matrices; biases, norms and embeddings have none.
+        weight_decay: of matrices; biases, norms, embeddings and spans have none.
+        span_rate: highest learning rate of learnt spans, which are fractions of the maximum; ``None``: ``rate``.
         seed: of everything random.
     """
 
@@ -39,9 +49,12 @@ class LanguageModelRecipe:
     accumulate: int = 1
     rate: float = 1e-3
     warmup: int = 100
-    schedule: Literal["cosine", "inverse_sqrt"] = "cosine"
+    schedule: Literal["cosine", "inverse_sqrt", "constant"] = "cosine"
+    optimizer: Literal["adamw", "adagrad"] = "adamw"
+    clip: float = 1.0
     beta2: float = 0.98
     weight_decay: float = 0.01
+    span_rate: float | None = None
     seed: int = 0
 
     @property
@@ -50,18 +63,42 @@ class LanguageModelRecipe:
         return self.steps * self.batch_size * self.accumulate
 
 
-def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Trained parameters: matrices of linear maps, which decay, and the others, which do not."""
+def parameter_groups(model: Any, weight_decay: float, span_rate: float | None = None) -> list[dict[str, Any]]:
+    """Trained parameters: matrices of linear maps, which decay, and the others, which do not.
+
+    Args:
+        model: the model.
+        weight_decay: of matrices.
+        span_rate: makes learnt spans a third group, with this learning rate.
+    """
     decaying = {id(module.weight) for module in model.modules() if isinstance(module, nn.Linear)}
     embeddings = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
-    groups: dict[bool, list[nn.Parameter]] = {True: [], False: []}
+    spans = {id(parameter) for parameter in model.span_parameters()} if hasattr(model, "span_parameters") else set()
+    groups: dict[str, list[nn.Parameter]] = {"matrices": [], "others": [], "spans": []}
     for parameter in model.parameters():
         if parameter.requires_grad:
-            groups[id(parameter) in decaying - embeddings].append(parameter)
-    return [
-        {"params": groups[True], "weight_decay": weight_decay},
-        {"params": groups[False], "weight_decay": 0.0},
+            apart = span_rate is not None and id(parameter) in spans
+            decays = id(parameter) in decaying - embeddings - spans
+            groups["spans" if apart else "matrices" if decays else "others"].append(parameter)
+    made = [
+        {"params": groups["matrices"], "weight_decay": weight_decay},
+        {"params": groups["others"], "weight_decay": 0.0},
     ]
+    if groups["spans"]:
+        made.append({"params": groups["spans"], "weight_decay": 0.0, "lr": span_rate})
+    return made
+
+
+def build_optimizer(model: Any, recipe: LanguageModelRecipe) -> tuple[torch.optim.Optimizer, LambdaLR | None]:
+    """The optimizer, and its schedule where Trainer has none of that kind."""
+    optimizer: torch.optim.Optimizer
+    if recipe.optimizer == "adagrad":
+        groups = parameter_groups(model, 0.0, recipe.span_rate)  # its steps do not grow with the gradient, nor shrink
+        optimizer = ClippedAdagrad(groups, lr=recipe.rate, clip=recipe.clip)
+    else:
+        groups = parameter_groups(model, recipe.weight_decay, recipe.span_rate)
+        optimizer = torch.optim.AdamW(groups, lr=recipe.rate, betas=(0.9, recipe.beta2), fused=True)
+    return optimizer, linear_warmup(optimizer, recipe.warmup) if recipe.schedule == "constant" else None
 
 
 class LanguageModelTrainer(Trainer):
@@ -76,6 +113,12 @@ class LanguageModelTrainer(Trainer):
         kwargs.setdefault("eval_dataset", kwargs["train_dataset"])  # never read, but wanted where there is evaluation
         super().__init__(*args, **kwargs)
         self._measure, self._figure = measure, figure
+
+    def train(self, resume_from_checkpoint: Any = None, *args: Any, **kwargs: Any) -> Any:
+        """Train, or take the weights of a run that had come to its end."""
+        checkpoint = resume_from_checkpoint if isinstance(resume_from_checkpoint, str) else None
+        finished = load_finished(self, checkpoint, self.args.max_steps)
+        return finished or super().train(resume_from_checkpoint, *args, **kwargs)
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Measure and log."""
@@ -114,21 +157,85 @@ def build_trainer(
             point of the curve has gathered is not kept. ``None``: none are written.
         label: stands before the progress bar.
     """
+    trainer = LanguageModelTrainer(
+        model=model,
+        args=training_arguments(recipe, folder, measure_every, save_every),
+        train_dataset=windows,
+        data_collator=default_data_collator,
+        optimizers=build_optimizer(model, recipe),  # pyright: ignore
+        callbacks=[ProgressCallback(label)],
+        measure=measure,
+        figure=figure,
+    )
+    trainer.remove_callback(PrinterCallback)
+    return trainer
+
+
+def build_stream_trainer(
+    model: Any,
+    ids: Ids,
+    held_out: Ids,
+    recipe: LanguageModelRecipe,
+    *,
+    block_size: int,
+    folder: Path | str,
+    unit: str = "byte",
+    measure_every: int | None = None,
+    save_every: int | None = None,
+    picture: Path | str | None = None,
+    label: str = "training",
+) -> StreamTrainer:
+    """A `StreamTrainer` for a model that carries state: the recipe's windows are the next blocks of its rows.
+
+    Args:
+        model: see `StreamTrainer`.
+        ids: the stream.
+        held_out: what is measured during training.
+        recipe: see there.
+        block_size: tokens of a row in a step.
+        folder: for checkpoints.
+        unit: what a token is.
+        measure_every: see `build_trainer`.
+        save_every: see `build_trainer`.
+        picture: of learnt spans at the end, where the model has such; ``None``: none.
+        label: stands before the progress bar.
+    """
+    callbacks: list[TrainerCallback] = [ProgressCallback(label)]
+    if hasattr(model, "clamp_spans"):
+        callbacks.append(SpanCallback(picture))
+    optimizer, schedule = build_optimizer(model, recipe)
+    trainer = StreamTrainer(
+        model,
+        training_arguments(recipe, folder, measure_every, save_every),
+        train_dataset=ids,
+        eval_dataset=held_out,
+        block_size=block_size,
+        unit=unit,
+        optimizers=(optimizer, schedule),
+        callbacks=callbacks,
+    )
+    trainer.remove_callback(PrinterCallback)
+    return trainer
+
+
+def training_arguments(
+    recipe: LanguageModelRecipe, folder: Path | str, measure_every: int | None, save_every: int | None
+) -> TrainingArguments:
+    """The recipe as Trainer takes it; the others as in `build_trainer`."""
     if save_every is not None and save_every % LOG_EVERY:
         raise ValueError(f"save_every must be a multiple of {LOG_EVERY} steps, got {save_every}")
     on_gpu = torch.cuda.is_available()
-    groups = parameter_groups(model, recipe.weight_decay)
-    optimizer = torch.optim.AdamW(groups, lr=recipe.rate, betas=(0.9, recipe.beta2), fused=True)
-    arguments = TrainingArguments(
+    return TrainingArguments(
         output_dir=str(folder),
         max_steps=recipe.steps,
         per_device_train_batch_size=recipe.batch_size,
+        per_device_eval_batch_size=recipe.batch_size,
         gradient_accumulation_steps=recipe.accumulate,
         train_sampling_strategy="sequential",  # the windows are drawn already
         learning_rate=recipe.rate,
         warmup_steps=recipe.warmup,
-        lr_scheduler_type=recipe.schedule,
-        max_grad_norm=1.0,
+        lr_scheduler_type="constant_with_warmup" if recipe.schedule == "constant" else recipe.schedule,
+        max_grad_norm=0.0 if recipe.optimizer == "adagrad" else recipe.clip,
         use_cpu=not on_gpu,
         bf16=has_fast_bf16("cuda" if on_gpu else "cpu"),
         seed=recipe.seed,
@@ -142,15 +249,3 @@ def build_trainer(
         report_to="none",
         dataloader_pin_memory=on_gpu,
     )
-    trainer = LanguageModelTrainer(
-        model=model,
-        args=arguments,
-        train_dataset=windows,
-        data_collator=default_data_collator,
-        optimizers=(optimizer, None),
-        callbacks=[ProgressCallback(label)],
-        measure=measure,
-        figure=figure,
-    )
-    trainer.remove_callback(PrinterCallback)
-    return trainer

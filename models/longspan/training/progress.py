@@ -49,8 +49,9 @@ class ProgressCallback(TrainerCallback):
         **kwargs: Any,
     ) -> None:
         for name, value in (logs or {}).items():
-            if name == "loss" or name.startswith("eval_"):
-                self._figures[name] = f"{name.removeprefix('eval_').replace('_', ' ')} {float(value):.3f}"
+            if name == "loss" or (name.startswith("eval_") and not name.endswith(("_runtime", "_per_second"))):
+                shown = "held-out loss" if name == "eval_loss" else name.removeprefix("eval_").replace("_", " ")
+                self._figures[name] = f"{shown} {float(value):.3f}"
         if self._line is not None and self._figures:
             self._line.note(", ".join(self._figures.values()))
 
