@@ -7,7 +7,13 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 # Pages whose code needs nothing from a server.
-PAGES = ["docs/biblosan.md", "docs/reformer.md", "docs/ops/lsh.md", "docs/ops/multidim.md"]
+PAGES = [
+    "docs/biblosan.md",
+    "docs/reformer.md",
+    "docs/universal_transformer.md",
+    "docs/ops/lsh.md",
+    "docs/ops/multidim.md",
+]
 
 
 @pytest.mark.parametrize("page", PAGES)

@@ -18,6 +18,10 @@ SMALL = {
         feed_forward_size=64, lsh_attn_chunk_length=8, axial_pos_embds_dim=[8, 24], vocab_size=50,
     ),
     "biblosan": dict(hidden_size=16, embedding_size=24, block_length=5, vocab_size=50),
+    "universal_transformer": dict(
+        hidden_size=32, num_recurrent_steps=2, num_attention_heads=2, intermediate_size=64, vocab_size=50,
+        recurrence="act", is_encoder_decoder=False,
+    ),
 }  # fmt: skip
 
 

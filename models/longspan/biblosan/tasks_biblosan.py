@@ -199,6 +199,7 @@ class RelatednessOutput(ModelOutput):
     hidden_states: tuple[Tensor, ...] | None = None
     attentions: tuple[Tensor, ...] | None = None
     global_attentions: tuple[Tensor, ...] | None = None
+    auxiliary_loss: Tensor | None = None
 
 
 class BiBloSanForSentencePairRegression(_SentencePairHead):

@@ -6,31 +6,16 @@ its curators gave it ("Proprietary Free", "Copyleft", ...), its title, and its f
 
 from __future__ import annotations
 
-import hashlib
-import inspect
 import re
-import types
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 
-from datasets import (
-    ClassLabel,
-    Dataset,
-    DatasetDict,
-    Features,
-    Value,
-    are_progress_bars_disabled,
-    disable_progress_bars,
-    enable_progress_bars,
-    load_from_disk,
-)
+from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
 
 from longspan.data import families
-from longspan.data.packages import AGREEMENTS, building, cache_folder, package_root
+from longspan.data.cached import SPLITS, cached_splits
+from longspan.data.packages import AGREEMENTS, package_root
 
-SPLITS = ("train", "validation", "test")
 SHORTEST = 1500  # characters; below that a text is a notice, not an agreement
 RAREST = 10  # documents; a rarer category is left out of the labelled set
 
@@ -69,44 +54,7 @@ def load_agreements() -> DatasetDict:
     Columns: ``id``, ``title``, ``family``, ``text``, ``label`` (a `ClassLabel` of the categories with at least `RAREST`
     documents). Train, validation and test share no family.
     """
-    return cached_splits("agreements", _build_agreements, families)
-
-
-def cached_splits(name: str, build: Callable[[], DatasetDict], *sources: types.ModuleType) -> DatasetDict:
-    """What ``build`` makes, kept in the cache folder until the package or the code that makes it changes.
-
-    Args:
-        name: of the data set.
-        build: makes it.
-        sources: modules that decide what it holds, beside this one and the module of ``build``.
-    """
-    modules = {
-        module.__name__: module
-        for module in (inspect.getmodule(build), inspect.getmodule(read_agreements), *sources)
-        if module
-    }
-    code = "".join(inspect.getsource(module) for _, module in sorted(modules.items()))
-    key = hashlib.sha256(f"{AGREEMENTS.sha256}{code}".encode()).hexdigest()[:12]
-    folder = cache_folder() / f"{name}-{key}"
-    if not folder.is_dir():
-        made = build()
-        with building(folder) as scratch, _no_progress_bars():
-            made.save_to_disk(str(scratch))
-    loaded = load_from_disk(str(folder))
-    assert isinstance(loaded, DatasetDict)
-    return loaded
-
-
-@contextmanager
-def _no_progress_bars() -> Iterator[None]:
-    """Saving takes a blink; a bar per split only hides what matters."""
-    hidden = are_progress_bars_disabled()
-    disable_progress_bars()
-    try:
-        yield
-    finally:
-        if not hidden:
-            enable_progress_bars()
+    return cached_splits("agreements", _build_agreements, [AGREEMENTS], families)
 
 
 def _build_agreements() -> DatasetDict:

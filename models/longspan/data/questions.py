@@ -19,7 +19,9 @@ from typing import Any
 from datasets import Dataset, DatasetDict, Features, List, Value
 
 from longspan.data import agreements, families
-from longspan.data.agreements import SPLITS, Agreement, cached_splits, read_agreements
+from longspan.data.agreements import Agreement, read_agreements
+from longspan.data.cached import SPLITS, cached_splits
+from longspan.data.packages import AGREEMENTS
 
 FEATURES = Features(
     {
@@ -70,7 +72,7 @@ def load_questions(kind: str) -> DatasetDict:
     """
     if kind not in _FINDERS:
         raise ValueError(f"kind must be one of {sorted(_FINDERS)}, got {kind!r}")
-    return cached_splits(f"questions-{kind}", lambda: _build(kind), families, agreements)
+    return cached_splits(f"questions-{kind}", lambda: _build(kind), [AGREEMENTS], families, agreements)
 
 
 def governing_law(text: str) -> list[Answer]:

@@ -16,7 +16,9 @@ from longspan.heads.language_models import (
     LanguageModelHead,
     LinearLanguageModelHead,
     MaskedLMHead,
+    WordHead,
 )
+from longspan.heads.sequence_to_sequence import SequenceToSequenceHead, SequenceToSequenceOutput
 from longspan.heads.tasks import (
     ClassificationHead,
     MultipleChoiceHead,
@@ -37,6 +39,9 @@ __all__ = [
     "MultipleChoiceHead",
     "QuestionAnsweringHead",
     "SequenceClassificationHead",
+    "SequenceToSequenceHead",
+    "SequenceToSequenceOutput",
     "SpanOutput",
     "TokenClassificationHead",
+    "WordHead",
 ]

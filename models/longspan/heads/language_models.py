@@ -12,17 +12,17 @@ from torch.nn import functional as F
 from transformers import initialization as init
 from transformers.utils import can_return_tuple
 
-from longspan.heads.base import Head, LogitsOutput, traces
+from longspan.heads.base import IGNORED, Head, LogitsOutput, with_auxiliary
 from longspan.layers.chunked import head_cross_entropy, linear_cross_entropy
-
-IGNORED = -100  # the label of a token that has none
+from longspan.layers.label_smoothing import smoothed_cross_entropy
 
 
 @dataclass
 class CausalLMOutput(LogitsOutput):
-    """As ``LogitsOutput``, with the cache, where one is kept."""
+    """As ``LogitsOutput``, with the cache or the memories, where they are kept."""
 
     past_key_values: Any = None
+    mems: tuple[Tensor, ...] | None = None
 
 
 class LanguageModelHead(nn.Module):
@@ -41,17 +41,17 @@ class LanguageModelHead(nn.Module):
 
 
 class LinearLanguageModelHead(nn.Module):
-    """Scores of all words by weights of their own (Reformer's head)."""
+    """Scores of all words by weights of their own (Reformer's head), or without ``bias`` by those of the embeddings."""
 
-    def __init__(self, feature_size: int, vocab_size: int):
+    def __init__(self, feature_size: int, vocab_size: int, bias: bool = True):
         super().__init__()
         self.decoder = nn.Linear(feature_size, vocab_size, bias=False)
-        self.bias = nn.Parameter(torch.zeros(vocab_size))
+        self.bias = nn.Parameter(torch.zeros(vocab_size)) if bias else None
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         """``[..., E]`` -> ``[..., V]``."""
         scores = self.decoder(hidden_states)
-        return scores + self.bias.to(scores.dtype)
+        return scores if self.bias is None else scores + self.bias.to(scores.dtype)
 
     def loss(self, hidden_states: Tensor, labels: Tensor, rows: int, num_items_in_batch: Tensor | int | None) -> Tensor:
         """Cross entropy of ``labels [...]``, of which ``rows`` tokens' scores exist at a time."""
@@ -61,14 +61,14 @@ class LinearLanguageModelHead(nn.Module):
         return head_cross_entropy(self, hidden_states, labels, **options)  # an adapter or a quantised layer
 
 
-class _WordHead(Head):
-    """What masked and causal language models share."""
+class WordHead(Head):
+    """What language models share."""
 
     accepts_loss_kwargs = True
 
     def _init_weights(self, module):
         super()._init_weights(module)
-        if isinstance(module, LanguageModelHead | LinearLanguageModelHead):
+        if isinstance(module, LanguageModelHead | LinearLanguageModelHead) and module.bias is not None:
             init.zeros_(module.bias)
 
     def get_output_embeddings(self):
@@ -79,7 +79,7 @@ class _WordHead(Head):
         self.lm_head.decoder = new_embeddings
         if new_embeddings.bias is not None:
             self.lm_head.bias = new_embeddings.bias
-        elif len(self.lm_head.bias) != new_embeddings.out_features:
+        elif self.lm_head.bias is not None and len(self.lm_head.bias) != new_embeddings.out_features:
             more = new_embeddings.out_features - len(self.lm_head.bias)
             self.lm_head.bias = nn.Parameter(F.pad(self.lm_head.bias.detach(), (0, more)))
 
@@ -94,10 +94,17 @@ class _WordHead(Head):
         rows = getattr(self.config, "chunk_size_lm_head", 0)
         if labels is None:
             return None, self.lm_head(hidden_states)
+        if labels.shape != hidden_states.shape[:-1]:
+            raise ValueError(
+                f"labels must be {list(hidden_states.shape[:-1])}, as the tokens, got {list(labels.shape)}"
+            )
         if rows:
             loss = self.lm_head.loss(hidden_states, labels, rows, num_items_in_batch)
             return loss, None if self.training else self.lm_head(hidden_states)
         logits = self.lm_head(hidden_states)
+        smoothing = getattr(self.config, "label_smoothing", 0.0)
+        if smoothing or logits.dtype == torch.float64:  # which transformers' losses would round to float32
+            return smoothed_cross_entropy(logits, labels, smoothing, num_items_in_batch=num_items_in_batch), logits
         loss = self.loss_function(
             logits,
             labels,
@@ -108,7 +115,7 @@ class _WordHead(Head):
         return loss, logits
 
 
-class MaskedLMHead(_WordHead):
+class MaskedLMHead(WordHead):
     """Scores of all words at every token."""
 
     def build_head(self, config) -> None:
@@ -124,6 +131,7 @@ class MaskedLMHead(_WordHead):
         position_ids: Tensor | None = None,
         inputs_embeds: Tensor | None = None,
         num_hashes: int | None = None,
+        max_recurrent_steps: int | None = None,
         labels: Tensor | None = None,
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
@@ -139,6 +147,7 @@ class MaskedLMHead(_WordHead):
             position_ids: ``[B, T]``, where the model's own count is not wanted.
             inputs_embeds: ``[B, T, E]`` in place of ``input_ids``.
             num_hashes: hash rounds of this call; for architectures that hash.
+            max_recurrent_steps: steps of this call; for architectures that are recurrent in depth.
             labels: ``[B, T]``, the word at each masked token, -100 elsewhere.
             output_attentions: also return attention weights.
             output_hidden_states: also return the hidden states of all layers.
@@ -155,15 +164,19 @@ class MaskedLMHead(_WordHead):
             position_ids=position_ids,
             inputs_embeds=inputs_embeds,
             num_hashes=num_hashes,
+            max_recurrent_steps=max_recurrent_steps,
             output_attentions=output_attentions,
             output_hidden_states=output_hidden_states,
         )
         loss, logits = self.score(outputs.last_hidden_state, labels, num_items_in_batch)
-        return LogitsOutput(loss=loss, logits=logits, **traces(outputs))
+        loss = with_auxiliary(loss, outputs, labels, num_items_in_batch)
+        return self.answer(outputs, loss=loss, logits=logits)
 
 
-class CausalLMHead(_WordHead):
+class CausalLMHead(WordHead):
     """Scores of all words to come next, at every token."""
+
+    output_class = CausalLMOutput
 
     def build_head(self, config) -> None:
         self.loss_type = "ForCausalLM"  # transformers reads it off the class's name otherwise
@@ -177,9 +190,13 @@ class CausalLMHead(_WordHead):
         position_ids: Tensor | None = None,
         inputs_embeds: Tensor | None = None,
         num_hashes: int | None = None,
+        max_recurrent_steps: int | None = None,
+        mems: Any = None,
+        use_mems: bool | None = None,
         past_key_values: Any = None,
         use_cache: bool | None = None,
         labels: Tensor | None = None,
+        next_ids: Tensor | None = None,
         logits_to_keep: int | Tensor = 0,
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
@@ -194,22 +211,26 @@ class CausalLMHead(_WordHead):
             position_ids: ``[B, T]``, where the model's own count is not wanted.
             inputs_embeds: ``[B, T, E]`` in place of ``input_ids``.
             num_hashes: hash rounds of this call; for architectures that hash.
+            max_recurrent_steps: steps of this call; for architectures that are recurrent in depth.
+            mems: what an earlier block of the same streams returned, for architectures that carry memories.
+            use_mems: return the memories of these tokens, too; by default only where some are given.
             past_key_values: the cache of earlier tokens, which takes in these.
             use_cache: keep a cache and return it; by default only where one is given.
             labels: ``[B, T]``, the words of the text itself (the model shifts them), -100: not scored.
+            next_ids: ``[B, T]``, at each token the word that follows, in place of ``labels``: for a block of a stream,
+                whose last token's next word stands in the next block. -100: not scored.
             logits_to_keep: score only the last so many tokens, or those of these indices; 0: all. Not with labels.
             output_attentions: also return attention weights.
             output_hidden_states: also return the hidden states of all layers.
             num_items_in_batch: what the loss is divided by, where a batch is one of several of a step.
-            **aligned: ``shift_labels [B, T]``, at each token the word that follows, in place of ``labels``: for a part
-                of a text, whose next word stands elsewhere. (Named in the signature, transformers' Trainer would want
-                it beside ``labels`` to evaluate.)
+            **aligned: ``shift_labels``, transformers' name of ``next_ids``. (Named in the signature, its Trainer would
+                want it beside ``labels`` to evaluate.)
 
         Returns:
-            Loss, logits and cache. Training with ``config.chunk_size_lm_head`` gives no logits: they never exist all
-            at once.
+            Loss, logits, cache and memories. Training with ``config.chunk_size_lm_head`` gives no logits: they never
+            exist all at once.
         """
-        shift_labels = aligned.pop("shift_labels", None)
+        next_ids = aligned.pop("shift_labels", next_ids)
         if aligned:
             raise TypeError(f"forward() got an unexpected keyword argument {next(iter(aligned))!r}")
         outputs = self.encode(
@@ -218,19 +239,22 @@ class CausalLMHead(_WordHead):
             position_ids=position_ids,
             inputs_embeds=inputs_embeds,
             num_hashes=num_hashes,
+            max_recurrent_steps=max_recurrent_steps,
+            mems=mems,
+            use_mems=use_mems,
             past_key_values=past_key_values,
             use_cache=use_cache,
             output_attentions=output_attentions,
             output_hidden_states=output_hidden_states,
         )
         hidden_states = outputs.last_hidden_state
-        if shift_labels is not None:
-            labels = shift_labels
+        if next_ids is not None:
+            labels = next_ids
         elif labels is not None:
             labels = F.pad(labels[:, 1:], (0, 1), value=IGNORED)
         elif isinstance(logits_to_keep, Tensor) or logits_to_keep:
             keep = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
             hidden_states = hidden_states[:, keep]
         loss, logits = self.score(hidden_states, labels, num_items_in_batch)
-        cache = getattr(outputs, "past_key_values", None)
-        return CausalLMOutput(loss=loss, logits=logits, past_key_values=cache, **traces(outputs))
+        loss = with_auxiliary(loss, outputs, labels, num_items_in_batch)
+        return self.answer(outputs, loss=loss, logits=logits)

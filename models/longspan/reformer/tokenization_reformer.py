@@ -12,23 +12,9 @@ from tokenizers import Regex, Tokenizer, decoders, pre_tokenizers, trainers
 from tokenizers.models import BPE
 from transformers import TokenizersBackend
 
-PAD, EOS, UNKNOWN = "<pad>", "</s>", "<unk>"
-BYTE_OFFSET = 2  # the first byte's id: 0 is padding, 1 the end of a text
-NUM_BYTES = 256
+from longspan.data.byte_vocabulary import BYTE_OFFSET, EOS, NUM_BYTES, PAD, byte_vocabulary
 
-
-def byte_vocabulary() -> Tokenizer:
-    """`tokenizers` vocabulary in which every byte of UTF-8 is a token, with id = byte + 2; 258 ids in all.
-
-    Byte-pair encoding without any pairs: `tokenizers` gives each byte a printable character, and keeps track of which
-    characters of the text it belongs to.
-    """
-    vocabulary = {PAD: 0, EOS: 1} | {_CHARACTER_OF[byte]: byte + BYTE_OFFSET for byte in range(NUM_BYTES)}
-    tokenizer = Tokenizer(BPE(vocab=vocabulary, merges=[]))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
-    tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.add_special_tokens([PAD, EOS])
-    return tokenizer
+UNKNOWN = "<unk>"
 
 
 def train_vocabulary(texts: Iterable[str], vocab_size: int = 320) -> Tokenizer:
@@ -147,15 +133,6 @@ class LongspanReformerTokenizer(TokenizersBackend):
                 "this tokenizer's tokens are not bytes: encode text with it, or take ReformerTokenizer.byte_level()"
             )
 
-
-def _printable_bytes() -> list[str]:
-    """The character that `tokenizers` writes for each byte: itself if printable, else one from U+0100 on, in order."""
-    itself = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
-    others = iter(range(0x100, 0x200))
-    return [chr(byte) if byte in itself else chr(next(others)) for byte in range(NUM_BYTES)]
-
-
-_CHARACTER_OF = _printable_bytes()
 
 # What a user of `longspan` types; see the class for why it is not its name in saved files.
 ReformerTokenizer = LongspanReformerTokenizer

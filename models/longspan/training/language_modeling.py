@@ -96,6 +96,8 @@ def build_trainer(
     measure_every: int | None = None,
     save_every: int | None = None,
     label: str = "training",
+    collate: Callable[[Any], Any] = default_data_collator,
+    bf16: bool | None = None,
 ) -> LanguageModelTrainer:
     """A Trainer that goes through ``windows`` in their order, once.
 
@@ -113,6 +115,8 @@ def build_trainer(
         save_every: steps between checkpoints, of which the last two are kept; a multiple of `LOG_EVERY`, since what a
             point of the curve has gathered is not kept. ``None``: none are written.
         label: stands before the progress bar.
+        collate: makes a batch of windows.
+        bf16: whether products are computed in bf16; None: where that is fast.
     """
     if save_every is not None and save_every % LOG_EVERY:
         raise ValueError(f"save_every must be a multiple of {LOG_EVERY} steps, got {save_every}")
@@ -130,7 +134,7 @@ def build_trainer(
         lr_scheduler_type=recipe.schedule,
         max_grad_norm=1.0,
         use_cpu=not on_gpu,
-        bf16=has_fast_bf16("cuda" if on_gpu else "cpu"),
+        bf16=has_fast_bf16("cuda" if on_gpu else "cpu") if bf16 is None else bf16,
         seed=recipe.seed,
         logging_steps=LOG_EVERY,
         eval_strategy="no" if measure_every is None else "steps",
@@ -146,7 +150,7 @@ def build_trainer(
         model=model,
         args=arguments,
         train_dataset=windows,
-        data_collator=default_data_collator,
+        data_collator=collate,
         optimizers=(optimizer, None),
         callbacks=[ProgressCallback(label)],
         measure=measure,
