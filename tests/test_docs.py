@@ -11,10 +11,11 @@ PAGES = [
     "docs/adaptive_span.md",
     "docs/biblosan.md",
     "docs/reformer.md",
+    "docs/streams.md",
+    "docs/universal_transformer.md",
     "docs/ops/lsh.md",
     "docs/ops/multidim.md",
     "docs/ops/span.md",
-    "docs/streams.md",
 ]
 
 

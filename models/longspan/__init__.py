@@ -57,6 +57,20 @@ from longspan.reformer import (
 )
 from longspan.reformer.tokenization_reformer import ReformerTokenizer
 from longspan.registry import register_auto_classes
+from longspan.universal_transformer import (
+    UniversalTransformerConfig,
+    UniversalTransformerEncoderModel,
+    UniversalTransformerForCausalLM,
+    UniversalTransformerForConditionalGeneration,
+    UniversalTransformerForMaskedLM,
+    UniversalTransformerForMultipleChoice,
+    UniversalTransformerForQuestionAnswering,
+    UniversalTransformerForSequenceClassification,
+    UniversalTransformerForTokenClassification,
+    UniversalTransformerModel,
+    UniversalTransformerPreTrainedModel,
+)
+from longspan.universal_transformer.tokenization_universal_transformer import UniversalTransformerTokenizer
 
 __version__ = "0.1.0"
 
@@ -107,6 +121,18 @@ __all__ = [
     "ReformerModelWithLMHead",
     "ReformerPreTrainedModel",
     "ReformerTokenizer",
+    "UniversalTransformerConfig",
+    "UniversalTransformerEncoderModel",
+    "UniversalTransformerForCausalLM",
+    "UniversalTransformerForConditionalGeneration",
+    "UniversalTransformerForMaskedLM",
+    "UniversalTransformerForMultipleChoice",
+    "UniversalTransformerForQuestionAnswering",
+    "UniversalTransformerForSequenceClassification",
+    "UniversalTransformerForTokenClassification",
+    "UniversalTransformerModel",
+    "UniversalTransformerPreTrainedModel",
+    "UniversalTransformerTokenizer",
     "convert_to_long",
     "ops",
 ]

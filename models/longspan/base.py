@@ -155,7 +155,12 @@ def check_range(name: str, ids: Tensor, limit: int, meaning: str) -> None:
 
 
 def check_token_inputs(
-    input_ids: Tensor | None, inputs_embeds: Tensor | None, vocab_size: int, **per_token: Tensor | None
+    input_ids: Tensor | None,
+    inputs_embeds: Tensor | None,
+    vocab_size: int,
+    *,
+    prefix: str = "",
+    **per_token: Tensor | None,
 ) -> tuple[int, int]:
     """Check the inputs of a text model before anything runs.
 
@@ -163,6 +168,7 @@ def check_token_inputs(
         input_ids: int ``[B, T]``, or None where ``inputs_embeds`` is given.
         inputs_embeds: float ``[B, T, E]``, or None.
         vocab_size: token ids lie in ``[0, vocab_size)``.
+        prefix: of the arguments' names in messages, e.g. "decoder_".
         per_token: masks and the like by name, each None or ``[B, T]``.
 
     Returns:
@@ -173,24 +179,29 @@ def check_token_inputs(
     """
     if (input_ids is None) == (inputs_embeds is None):
         raise ValueError(
-            "give exactly one of input_ids and inputs_embeds, got " + ("both" if input_ids is not None else "neither")
+            f"give exactly one of {prefix}input_ids and {prefix}inputs_embeds, got "
+            + ("both" if input_ids is not None else "neither")
         )
     if input_ids is not None:
         if input_ids.dim() != 2 or input_ids.is_floating_point() or input_ids.dtype == torch.bool:
             raise ValueError(
-                f"input_ids must be integers [batch, tokens], got {input_ids.dtype} {list(input_ids.shape)}"
+                f"{prefix}input_ids must be integers [batch, tokens], got {input_ids.dtype} {list(input_ids.shape)}"
             )
-        check_range("input_ids", input_ids, vocab_size, "vocab_size; was the tokenizer made for this model?")
+        check_range(f"{prefix}input_ids", input_ids, vocab_size, "vocab_size; was the tokenizer made for this model?")
         batch, length = input_ids.shape
     else:
         assert inputs_embeds is not None
         if inputs_embeds.dim() != 3:
-            raise ValueError(f"inputs_embeds must be [batch, tokens, hidden size], got {list(inputs_embeds.shape)}")
+            raise ValueError(
+                f"{prefix}inputs_embeds must be [batch, tokens, hidden size], got {list(inputs_embeds.shape)}"
+            )
         batch, length = inputs_embeds.shape[:2]
     for name, tensor in per_token.items():
         if tensor is not None and tensor.shape != (batch, length):
             advice = ": one value per token, not per pair of tokens" if tensor.dim() > 2 and "mask" in name else ""
-            raise ValueError(f"{name} must be [batch, tokens] = [{batch}, {length}], got {list(tensor.shape)}{advice}")
+            raise ValueError(
+                f"{prefix}{name} must be [batch, tokens] = [{batch}, {length}], got {list(tensor.shape)}{advice}"
+            )
     return batch, length
 
 

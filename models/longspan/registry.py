@@ -5,12 +5,13 @@ from dataclasses import dataclass
 import transformers
 from transformers import AutoConfig, AutoTokenizer
 
-from longspan import adaptive_span, biblosan, longformer, reformer
+from longspan import adaptive_span, biblosan, longformer, reformer, universal_transformer
 from longspan.adaptive_span.tokenization_adaptive_span import LongspanAdaptiveSpanTokenizer
 from longspan.base import LongspanConfig, LongspanPreTrainedModel
 from longspan.biblosan.tokenization_biblosan import LongspanBiBloSanTokenizer
 from longspan.longformer.tokenization_longformer import LongspanLongformerTokenizer
 from longspan.reformer.tokenization_reformer import LongspanReformerTokenizer
+from longspan.universal_transformer.tokenization_universal_transformer import LongspanUniversalTransformerTokenizer
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,12 @@ class Architecture:
         backbone, *heads = self.model_classes
         architecture = backbone.__name__.removesuffix("Model")
         tasks = {head.__name__.removeprefix(architecture): head for head in heads}
-        classes = {"AutoModel" + task.replace("ModelWithLMHead", "ForCausalLM"): head for task, head in tasks.items()}
+        names = {
+            "ModelWithLMHead": "ForCausalLM",
+            "ForConditionalGeneration": "ForSeq2SeqLM",
+            "EncoderModel": "ForTextEncoding",
+        }
+        classes = {"AutoModel" + names.get(task, task): head for task, head in tasks.items()}
         return {"AutoModel": backbone} | {name: head for name, head in classes.items() if hasattr(transformers, name)}
 
 
@@ -97,6 +103,22 @@ ARCHITECTURES = (
             adaptive_span.AdaptiveSpanForMultipleChoice,
         ),
         LongspanAdaptiveSpanTokenizer,
+    ),
+    Architecture(
+        "universal_transformer",
+        universal_transformer.UniversalTransformerConfig,
+        (
+            universal_transformer.UniversalTransformerModel,
+            universal_transformer.UniversalTransformerEncoderModel,
+            universal_transformer.UniversalTransformerForConditionalGeneration,
+            universal_transformer.UniversalTransformerForCausalLM,
+            universal_transformer.UniversalTransformerForMaskedLM,
+            universal_transformer.UniversalTransformerForSequenceClassification,
+            universal_transformer.UniversalTransformerForTokenClassification,
+            universal_transformer.UniversalTransformerForQuestionAnswering,
+            universal_transformer.UniversalTransformerForMultipleChoice,
+        ),
+        LongspanUniversalTransformerTokenizer,
     ),
 )
 

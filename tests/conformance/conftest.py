@@ -82,5 +82,6 @@ def registered_names(monkeypatch):
     for architecture in ARCHITECTURES:
         for auto_class, model_class in architecture.auto_classes().items():
             task = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", auto_class.removeprefix("AutoModel")).upper()
+            task = task.replace("SEQ2SEQ_LM", "SEQ_TO_SEQ_CAUSAL_LM")
             table = getattr(modeling_auto, f"MODEL_{task}_MAPPING_NAMES" if task else "MODEL_MAPPING_NAMES")
             monkeypatch.setitem(table, architecture.config_class.model_type, model_class.__name__)

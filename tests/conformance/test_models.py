@@ -169,11 +169,69 @@ class SmallSpanEncoder(SmallAdaptiveSpan):
     )))  # fmt: skip
 
 
+class SmallUniversalTransformer(SmallModel):
+    values: ClassVar = {
+        "vocab_size": 99,
+        "hidden_size": 32,
+        "num_recurrent_steps": 2,
+        "num_attention_heads": 4,
+        "intermediate_size": 37,
+        "is_encoder_decoder": False,
+    }
+    heads: ClassVar = ("TransformerModel", *(f"For{task}" for task in (
+        "MaskedLM", "SequenceClassification", "TokenClassification", "QuestionAnswering", "MultipleChoice"
+    )))  # fmt: skip
+    key_length = SmallModel.seq_length
+    encoder_seq_length = decoder_seq_length = SmallModel.seq_length
+    num_hidden_layers = 2  # transformers' name for steps
+
+    def __init__(self, config_class):
+        self.config_class = config_class
+        for name in ("hidden_size", "num_attention_heads", "vocab_size", "is_encoder_decoder"):
+            setattr(self, name, self.values[name])
+
+
+class SmallTextEncoder(SmallUniversalTransformer):
+    heads: ClassVar = ("EncoderModel",)
+    is_training = False  # no head, no loss
+    least_tests = 50
+
+
+class SmallCausalUniversalTransformer(SmallUniversalTransformer):
+    values: ClassVar = SmallUniversalTransformer.values | {"is_decoder": True}
+    heads: ClassVar = ("TransformerModel", "CausalLM", "SequenceClassification")
+
+
+class SmallSequenceToSequence(SmallUniversalTransformer):
+    values: ClassVar = SmallUniversalTransformer.values | {"is_encoder_decoder": True}
+    heads: ClassVar = ("TransformerModel", "ConditionalGeneration")
+
+    def inputs(self, shape):
+        targets = super().inputs(shape)
+        return super().inputs(shape) | {f"decoder_{name}": value for name, value in targets.items()}
+
+
+class SmallPondering(SmallUniversalTransformer):
+    heads: ClassVar = ("TransformerModel", "ForTokenClassification")
+    values: ClassVar = SmallUniversalTransformer.values | {
+        "recurrence": "act",
+        "recurrence_options": {"halted_state": "copy", "halted_kv": "reuse", "mix": "sum", "force_halt_at_max": True,
+                               "halting_bias": -3.0, "packed": True},
+    }  # fmt: skip
+
+
 SMALL_MODELS = {
     "longformer": [SmallLongformer],
     "reformer": [SmallReformer, SmallCausalReformer],
     "biblosan": [SmallBiBloSan, SmallSentencePairs],
     "adaptive_span": [SmallAdaptiveSpan, SmallSpanEncoder],
+    "universal_transformer": [
+        SmallUniversalTransformer,
+        SmallTextEncoder,
+        SmallCausalUniversalTransformer,
+        SmallSequenceToSequence,
+        SmallPondering,
+    ],
 }
 OTHER_INPUTS = {  # heads whose inputs transformers' tests cannot make: their own tests cover them
     "BiBloSanForSentenceSelection": "a document's sentences [B, S, T], and a question",
@@ -200,6 +258,7 @@ def common_tests(architecture, small, upstream) -> type[unittest.TestCase]:
     class CommonTest(*mixins, unittest.TestCase):
         all_model_classes = models
         has_attentions = True
+        is_encoder_decoder = small.values.get("is_encoder_decoder", False)
         test_can_init_all_missing_weights_before_2023 = True  # the year is not written in our files
 
         def setUp(self):

@@ -21,6 +21,10 @@ SMALL = {
     "adaptive_span": dict(
         hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64, max_span=64, vocab_size=50
     ),
+    "universal_transformer": dict(
+        hidden_size=32, num_recurrent_steps=2, num_attention_heads=2, intermediate_size=64, vocab_size=50,
+        recurrence="act", is_encoder_decoder=False,
+    ),
 }  # fmt: skip
 
 

@@ -316,7 +316,6 @@ class AdaptiveSpanForCausalLM(AdaptiveSpanGenerationMixin, CausalLMHead, _Adapti
     """Causal model that scores the next word, carries memories over streams, and generates."""
 
     output_class = AdaptiveSpanCausalLMOutput
-    passed_on = (*CausalLMHead.passed_on, "span_loss")
     _tied_weights_keys: ClassVar = {"lm_head.decoder.weight": "model.embed_tokens.weight"}
 
     def build_head(self, config: AdaptiveSpanConfig) -> None:

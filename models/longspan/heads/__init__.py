@@ -16,8 +16,10 @@ from longspan.heads.language_models import (
     LanguageModelHead,
     LinearLanguageModelHead,
     MaskedLMHead,
+    WordHead,
     check_words,
 )
+from longspan.heads.sequence_to_sequence import SequenceToSequenceHead, SequenceToSequenceOutput
 from longspan.heads.tasks import (
     ClassificationHead,
     MultipleChoiceHead,
@@ -38,7 +40,10 @@ __all__ = [
     "MultipleChoiceHead",
     "QuestionAnsweringHead",
     "SequenceClassificationHead",
+    "SequenceToSequenceHead",
+    "SequenceToSequenceOutput",
     "SpanOutput",
     "TokenClassificationHead",
+    "WordHead",
     "check_words",
 ]

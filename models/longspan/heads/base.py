@@ -3,7 +3,7 @@
 B batch, T tokens, L labels.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 from torch import Tensor
@@ -49,10 +49,12 @@ class Head(LongspanPreTrainedModel):
     """A backbone under ``base_model_prefix`` and, from ``build_head``, what reads it."""
 
     needs_pooler = False  # whether the head reads the backbone's pooler, where the architecture has one
+    output_class: type[ModelOutput] = LogitsOutput  # fields that are not the head's own are the backbone's
 
     def __init__(self, config):
         super().__init__(config)
         self.num_labels = config.num_labels
+        self._output_names = [field.name for field in fields(self.output_class)]  # a compiled graph cannot ask for them
         options = {"add_pooling_layer": self.needs_pooler} if self.has_pooler else {}
         setattr(self, self.base_model_prefix, self.backbone_class(config, **options))
         self.build_head(config)
@@ -65,6 +67,11 @@ class Head(LongspanPreTrainedModel):
         """Run the backbone on those inputs that are given, and on the architecture's defaults."""
         inputs = self.complete_inputs(inputs)
         return self.base_model(**{name: value for name, value in inputs.items() if value is not None}, return_dict=True)
+
+    def answer(self, outputs: BackboneOutput, **results: Any) -> Any:
+        """What the head returns: its ``results``, and what else its output has of the backbone's."""
+        names = [name for name in self._output_names if name not in results]
+        return self.output_class(**results, **{name: getattr(outputs, name, None) for name in names})
 
 
 def traces(outputs: BackboneOutput) -> dict[str, Any]:

@@ -14,8 +14,9 @@ from transformers import initialization as init
 from transformers.utils import can_return_tuple
 
 from longspan.base import check_range
-from longspan.heads.base import IGNORED, Head, LogitsOutput, traces, with_auxiliary
+from longspan.heads.base import IGNORED, Head, LogitsOutput, with_auxiliary
 from longspan.layers.chunked import head_cross_entropy, linear_cross_entropy
+from longspan.layers.label_smoothing import smoothed_cross_entropy
 
 
 @dataclass
@@ -51,17 +52,17 @@ class LanguageModelHead(nn.Module):
 
 
 class LinearLanguageModelHead(nn.Module):
-    """Scores of all words by weights of their own (Reformer's head)."""
+    """Scores of all words by weights of their own (Reformer's head), or without ``bias`` by those of the embeddings."""
 
-    def __init__(self, feature_size: int, vocab_size: int):
+    def __init__(self, feature_size: int, vocab_size: int, bias: bool = True):
         super().__init__()
         self.decoder = nn.Linear(feature_size, vocab_size, bias=False)
-        self.bias = nn.Parameter(torch.zeros(vocab_size))
+        self.bias = nn.Parameter(torch.zeros(vocab_size)) if bias else None
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         """``[..., E]`` -> ``[..., V]``."""
         scores = self.decoder(hidden_states)
-        return scores + self.bias.to(scores.dtype)
+        return scores if self.bias is None else scores + self.bias.to(scores.dtype)
 
     def loss(self, hidden_states: Tensor, labels: Tensor, rows: int, num_items_in_batch: Tensor | int | None) -> Tensor:
         """Cross entropy of ``labels [...]``, of which ``rows`` tokens' scores exist at a time."""
@@ -71,14 +72,14 @@ class LinearLanguageModelHead(nn.Module):
         return head_cross_entropy(self, hidden_states, labels, **options)  # an adapter or a quantised layer
 
 
-class _WordHead(Head):
-    """What masked and causal language models share."""
+class WordHead(Head):
+    """What language models share."""
 
     accepts_loss_kwargs = True
 
     def _init_weights(self, module):
         super()._init_weights(module)
-        if isinstance(module, LanguageModelHead | LinearLanguageModelHead):
+        if isinstance(module, LanguageModelHead | LinearLanguageModelHead) and module.bias is not None:
             init.zeros_(module.bias)
 
     def get_output_embeddings(self):
@@ -89,7 +90,7 @@ class _WordHead(Head):
         self.lm_head.decoder = new_embeddings
         if new_embeddings.bias is not None:
             self.lm_head.bias = new_embeddings.bias
-        elif len(self.lm_head.bias) != new_embeddings.out_features:
+        elif self.lm_head.bias is not None and len(self.lm_head.bias) != new_embeddings.out_features:
             more = new_embeddings.out_features - len(self.lm_head.bias)
             self.lm_head.bias = nn.Parameter(F.pad(self.lm_head.bias.detach(), (0, more)))
 
@@ -109,6 +110,9 @@ class _WordHead(Head):
             loss = self.lm_head.loss(hidden_states, labels, rows, num_items_in_batch)
             return loss, None if self.training else self.lm_head(hidden_states)
         logits = self.lm_head(hidden_states)
+        smoothing = getattr(self.config, "label_smoothing", 0.0)
+        if smoothing or logits.dtype == torch.float64:  # which transformers' losses would round to float32
+            return smoothed_cross_entropy(logits, labels, smoothing, num_items_in_batch=num_items_in_batch), logits
         loss = self.loss_function(
             logits,
             labels,
@@ -119,7 +123,7 @@ class _WordHead(Head):
         return loss, logits
 
 
-class MaskedLMHead(_WordHead):
+class MaskedLMHead(WordHead):
     """Scores of all words at every token."""
 
     def build_head(self, config) -> None:
@@ -135,6 +139,7 @@ class MaskedLMHead(_WordHead):
         position_ids: Tensor | None = None,
         inputs_embeds: Tensor | None = None,
         num_hashes: int | None = None,
+        max_recurrent_steps: int | None = None,
         labels: Tensor | None = None,
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
@@ -150,6 +155,7 @@ class MaskedLMHead(_WordHead):
             position_ids: ``[B, T]``, where the model's own count is not wanted.
             inputs_embeds: ``[B, T, E]`` in place of ``input_ids``.
             num_hashes: hash rounds of this call; for architectures that hash.
+            max_recurrent_steps: steps of this call; for architectures that are recurrent in depth.
             labels: ``[B, T]``, the word at each masked token, -100 elsewhere.
             output_attentions: also return attention weights.
             output_hidden_states: also return the hidden states of all layers.
@@ -166,19 +172,19 @@ class MaskedLMHead(_WordHead):
             position_ids=position_ids,
             inputs_embeds=inputs_embeds,
             num_hashes=num_hashes,
+            max_recurrent_steps=max_recurrent_steps,
             output_attentions=output_attentions,
             output_hidden_states=output_hidden_states,
         )
         loss, logits = self.score(outputs.last_hidden_state, labels, num_items_in_batch)
         loss = with_auxiliary(loss, outputs, labels, num_items_in_batch)
-        return LogitsOutput(loss=loss, logits=logits, **traces(outputs))
+        return self.answer(outputs, loss=loss, logits=logits)
 
 
-class CausalLMHead(_WordHead):
+class CausalLMHead(WordHead):
     """Scores of all words to come next, at every token."""
 
     output_class = CausalLMOutput
-    passed_on: tuple[str, ...] = ("past_key_values", "mems")  # fields of its own that are the backbone's
 
     def build_head(self, config) -> None:
         self.loss_type = "ForCausalLM"  # transformers reads it off the class's name otherwise
@@ -192,6 +198,7 @@ class CausalLMHead(_WordHead):
         position_ids: Tensor | None = None,
         inputs_embeds: Tensor | None = None,
         num_hashes: int | None = None,
+        max_recurrent_steps: int | None = None,
         mems: Any = None,
         use_mems: bool | None = None,
         past_key_values: Any = None,
@@ -212,6 +219,7 @@ class CausalLMHead(_WordHead):
             position_ids: ``[B, T]``, where the model's own count is not wanted.
             inputs_embeds: ``[B, T, E]`` in place of ``input_ids``.
             num_hashes: hash rounds of this call; for architectures that hash.
+            max_recurrent_steps: steps of this call; for architectures that are recurrent in depth.
             mems: what an earlier block of the same streams returned, for architectures that carry memories.
             use_mems: return the memories of these tokens, too; by default only where some are given.
             past_key_values: the cache of earlier tokens, which takes in these.
@@ -239,6 +247,7 @@ class CausalLMHead(_WordHead):
             position_ids=position_ids,
             inputs_embeds=inputs_embeds,
             num_hashes=num_hashes,
+            max_recurrent_steps=max_recurrent_steps,
             mems=mems,
             use_mems=use_mems,
             past_key_values=past_key_values,
@@ -256,5 +265,4 @@ class CausalLMHead(_WordHead):
             hidden_states = hidden_states[:, keep]
         loss, logits = self.score(hidden_states, labels, num_items_in_batch)
         loss = with_auxiliary(loss, outputs, labels, num_items_in_batch)
-        more = {name: getattr(outputs, name, None) for name in self.passed_on}
-        return self.output_class(loss=loss, logits=logits, **more, **traces(outputs))
+        return self.answer(outputs, loss=loss, logits=logits)

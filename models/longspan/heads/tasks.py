@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from transformers.utils import can_return_tuple, logging
 
 from longspan.base import BackboneOutput, text_token
-from longspan.heads.base import Head, LogitsOutput, SpanOutput, traces, with_auxiliary
+from longspan.heads.base import Head, LogitsOutput, SpanOutput, with_auxiliary
 
 logger = logging.get_logger(__name__)
 
@@ -33,6 +33,7 @@ class TokenClassificationHead(Head):
         position_ids: Tensor | None = None,
         inputs_embeds: Tensor | None = None,
         num_hashes: int | None = None,
+        max_recurrent_steps: int | None = None,
         labels: Tensor | None = None,
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
@@ -47,6 +48,7 @@ class TokenClassificationHead(Head):
             position_ids=position_ids,
             inputs_embeds=inputs_embeds,
             num_hashes=num_hashes,
+            max_recurrent_steps=max_recurrent_steps,
             output_attentions=output_attentions,
             output_hidden_states=output_hidden_states,
         )
@@ -55,11 +57,13 @@ class TokenClassificationHead(Head):
         if labels is not None:
             loss = self.loss_function(logits, labels, self.config, num_items_in_batch=num_items_in_batch)
         loss = with_auxiliary(loss, outputs, labels, num_items_in_batch)
-        return LogitsOutput(loss=loss, logits=logits, **traces(outputs))
+        return self.answer(outputs, loss=loss, logits=logits)
 
 
 class QuestionAnsweringHead(Head):
     """Where in the text the answer begins and ends."""
+
+    output_class = SpanOutput
 
     def build_head(self, config) -> None:
         self.qa_outputs = nn.Linear(config.feature_size, 2)
@@ -74,6 +78,7 @@ class QuestionAnsweringHead(Head):
         position_ids: Tensor | None = None,
         inputs_embeds: Tensor | None = None,
         num_hashes: int | None = None,
+        max_recurrent_steps: int | None = None,
         start_positions: Tensor | None = None,
         end_positions: Tensor | None = None,
         output_attentions: bool | None = None,
@@ -92,6 +97,7 @@ class QuestionAnsweringHead(Head):
             position_ids=position_ids,
             inputs_embeds=inputs_embeds,
             num_hashes=num_hashes,
+            max_recurrent_steps=max_recurrent_steps,
             output_attentions=output_attentions,
             output_hidden_states=output_hidden_states,
         )
@@ -100,7 +106,7 @@ class QuestionAnsweringHead(Head):
         if start_positions is not None and end_positions is not None:
             loss = self.loss_function(start_logits, end_logits, start_positions, end_positions)
         loss = with_auxiliary(loss, outputs)
-        return SpanOutput(loss=loss, start_logits=start_logits, end_logits=end_logits, **traces(outputs))
+        return self.answer(outputs, loss=loss, start_logits=start_logits, end_logits=end_logits)
 
 
 def warn_of_blind_token(config) -> None:
@@ -149,6 +155,7 @@ class SequenceClassificationHead(Head):
         position_ids: Tensor | None = None,
         inputs_embeds: Tensor | None = None,
         num_hashes: int | None = None,
+        max_recurrent_steps: int | None = None,
         labels: Tensor | None = None,
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
@@ -166,12 +173,13 @@ class SequenceClassificationHead(Head):
             position_ids=position_ids,
             inputs_embeds=inputs_embeds,
             num_hashes=num_hashes,
+            max_recurrent_steps=max_recurrent_steps,
             output_attentions=output_attentions,
             output_hidden_states=output_hidden_states,
         )
         logits = self.rate(outputs, attention_mask)
         loss = None if labels is None else self.loss_function(labels, logits, self.config)
-        return LogitsOutput(loss=with_auxiliary(loss, outputs), logits=logits, **traces(outputs))
+        return self.answer(outputs, loss=with_auxiliary(loss, outputs), logits=logits)
 
 
 class MultipleChoiceHead(Head):
@@ -203,6 +211,7 @@ class MultipleChoiceHead(Head):
         position_ids: Tensor | None = None,
         inputs_embeds: Tensor | None = None,
         num_hashes: int | None = None,
+        max_recurrent_steps: int | None = None,
         labels: Tensor | None = None,
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
@@ -232,10 +241,11 @@ class MultipleChoiceHead(Head):
         outputs = self.encode(
             **{name: None if tensor is None else tensor.flatten(0, 1) for name, tensor in per_token.items()},
             num_hashes=num_hashes,
+            max_recurrent_steps=max_recurrent_steps,
             output_attentions=output_attentions,
             output_hidden_states=output_hidden_states,
         )
         mask = None if attention_mask is None else attention_mask.flatten(0, 1)
         logits = self.rate(outputs, mask).view(-1, choices.pop())
         loss = None if labels is None else F.cross_entropy(logits, labels.to(logits.device))
-        return LogitsOutput(loss=with_auxiliary(loss, outputs), logits=logits, **traces(outputs))
+        return self.answer(outputs, loss=with_auxiliary(loss, outputs), logits=logits)

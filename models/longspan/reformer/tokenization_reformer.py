@@ -12,25 +12,9 @@ from tokenizers import Regex, Tokenizer, decoders, pre_tokenizers, trainers
 from tokenizers.models import BPE
 from transformers import TokenizersBackend
 
-from longspan.data.byte_alphabet import BYTE_CHARACTERS
+from longspan.data.byte_vocabulary import BYTE_OFFSET, EOS, NUM_BYTES, PAD, byte_vocabulary
 
-PAD, EOS, UNKNOWN = "<pad>", "</s>", "<unk>"
-BYTE_OFFSET = 2  # the first byte's id: 0 is padding, 1 the end of a text
-NUM_BYTES = 256
-
-
-def byte_vocabulary() -> Tokenizer:
-    """`tokenizers` vocabulary in which every byte of UTF-8 is a token, with id = byte + 2; 258 ids in all.
-
-    Byte-pair encoding without any pairs: `tokenizers` gives each byte a printable character, and keeps track of which
-    characters of the text it belongs to.
-    """
-    vocabulary = {PAD: 0, EOS: 1} | {BYTE_CHARACTERS[byte]: byte + BYTE_OFFSET for byte in range(NUM_BYTES)}
-    tokenizer = Tokenizer(BPE(vocab=vocabulary, merges=[]))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
-    tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.add_special_tokens([PAD, EOS])
-    return tokenizer
+UNKNOWN = "<unk>"
 
 
 def train_vocabulary(texts: Iterable[str], vocab_size: int = 320) -> Tokenizer:

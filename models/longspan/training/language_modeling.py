@@ -139,6 +139,8 @@ def build_trainer(
     measure_every: int | None = None,
     save_every: int | None = None,
     label: str = "training",
+    collate: Callable[[Any], Any] = default_data_collator,
+    bf16: bool | None = None,
 ) -> LanguageModelTrainer:
     """A Trainer that goes through ``windows`` in their order, once.
 
@@ -156,12 +158,14 @@ def build_trainer(
         save_every: steps between checkpoints, of which the last two are kept; a multiple of `LOG_EVERY`, since what a
             point of the curve has gathered is not kept. ``None``: none are written.
         label: stands before the progress bar.
+        collate: makes a batch of windows.
+        bf16: whether products are computed in bf16; None: where that is fast.
     """
     trainer = LanguageModelTrainer(
         model=model,
-        args=training_arguments(recipe, folder, measure_every, save_every),
+        args=training_arguments(recipe, folder, measure_every, save_every, bf16),
         train_dataset=windows,
-        data_collator=default_data_collator,
+        data_collator=collate,
         optimizers=build_optimizer(model, recipe),  # pyright: ignore
         callbacks=[ProgressCallback(label)],
         measure=measure,
@@ -219,7 +223,11 @@ def build_stream_trainer(
 
 
 def training_arguments(
-    recipe: LanguageModelRecipe, folder: Path | str, measure_every: int | None, save_every: int | None
+    recipe: LanguageModelRecipe,
+    folder: Path | str,
+    measure_every: int | None,
+    save_every: int | None,
+    bf16: bool | None = None,
 ) -> TrainingArguments:
     """The recipe as Trainer takes it; the others as in `build_trainer`."""
     if save_every is not None and save_every % LOG_EVERY:
@@ -237,7 +245,7 @@ def training_arguments(
         lr_scheduler_type="constant_with_warmup" if recipe.schedule == "constant" else recipe.schedule,
         max_grad_norm=0.0 if recipe.optimizer == "adagrad" else recipe.clip,
         use_cpu=not on_gpu,
-        bf16=has_fast_bf16("cuda" if on_gpu else "cpu"),
+        bf16=has_fast_bf16("cuda" if on_gpu else "cpu") if bf16 is None else bf16,
         seed=recipe.seed,
         logging_steps=LOG_EVERY,
         eval_strategy="no" if measure_every is None else "steps",
