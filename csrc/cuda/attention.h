@@ -1,0 +1,22 @@
+// Attention on a GPU, for host code: fill in a Problem (attention.cuh) and launch. Compiled once for each element type.
+#pragma once
+#include "cuda/attention.cuh"
+
+namespace longspan::cuda {
+
+template <class T>
+void launch_forward(const Problem<T>& problem, void* stream);
+
+template <class T>
+void launch_backward(const Problem<T>& problem, void* stream);
+
+// factor [B, H, T]: one over the length of each key.
+template <class T>
+void launch_key_factors(const Problem<T>& problem, Wide<T>* factor, void* stream);
+
+// delta [B, H, T]; where the pattern is shared also the gradients, in value_sums, of tokens that took their own value.
+template <class T>
+void launch_query_deltas(
+    const Problem<T>& problem, const Rows<const T>& out, const Wide<T>* grad_lse, Wide<T>* delta, void* stream);
+
+}  // namespace longspan::cuda
