@@ -2,6 +2,7 @@
 // compile side by side. Everybody else calls what cuda/attention.h declares.
 #pragma once
 #include <algorithm>
+#include <utility>
 
 #include "cuda/attention.h"
 #include "cuda/attention_wide.cuh"
@@ -86,20 +87,24 @@ struct WideKernels {
   }
 };
 
-// Calls body(the kernels) for a head size: those of the next size that has tiles, or the wide ones.
+// Head sizes that have tiles of their own; others are padded to the next. Fewer of them compile faster.
+#ifndef LONGSPAN_HEAD_SIZES
+#define LONGSPAN_HEAD_SIZES 32, 64, 80, 96, 128
+#endif
+
+// Calls body(the kernels) for the first of `sizes` that holds a head, or for the wide kernels.
+template <class T, class Body, int... sizes>
+void with_kernels(const Problem<T>& problem, Body&& body, std::integer_sequence<int, sizes...>) {
+  const bool found = ((problem.D <= sizes && (body(Kernels<T, sizes>()), true)) || ...);
+  if (!found) body(WideKernels<T>());
+}
+
 template <class T, class Body>
 void with_kernels(const Problem<T>& problem, Body&& body) {
-  const int D = problem.D;
-  if (D > 128) return body(WideKernels<T>());
-  if constexpr (sizeof(T) == 8) {
-    body(Kernels<T, 128>());
-  } else {
-    if (D <= 32) return body(Kernels<T, 32>());
-    if (D <= 64) return body(Kernels<T, 64>());
-    if (D <= 80) return body(Kernels<T, 80>());
-    if (D <= 96) return body(Kernels<T, 96>());
-    body(Kernels<T, 128>());
-  }
+  if constexpr (sizeof(T) == 8)
+    with_kernels(problem, body, std::integer_sequence<int, 128>());
+  else
+    with_kernels(problem, body, std::integer_sequence<int, LONGSPAN_HEAD_SIZES>());
 }
 
 int64_t prepare_blocks(const Pattern& pattern) {
@@ -130,11 +135,5 @@ void launch_query_deltas(
   if (const int64_t blocks = prepare_blocks(problem.pattern))
     LONGSPAN_LAUNCH((query_deltas<T>), blocks, 32 * kPrepareRows, 0, stream, problem, out, grad_lse, delta);
 }
-
-#define LONGSPAN_LAUNCHERS(T)                                                                                     \
-  template void launch_forward<T>(const Problem<T>&, void*);                                                     \
-  template void launch_backward<T>(const Problem<T>&, void*);                                                    \
-  template void launch_key_factors<T>(const Problem<T>&, Wide<T>*, void*);                                       \
-  template void launch_query_deltas<T>(const Problem<T>&, const Rows<const T>&, const Wide<T>*, Wide<T>*, void*);
 
 }  // namespace longspan::cuda

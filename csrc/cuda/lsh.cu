@@ -8,13 +8,13 @@
 
 namespace longspan::cuda {
 
-namespace {
-
 // slot_of[token] = slot, for rows of T slots.
 __global__ void __launch_bounds__(128) invert_order(const int* order, int T, int64_t count, int* slot_of) {
   const int64_t i = int64_t(blockIdx.x) * blockDim.x + threadIdx.x;
   if (i < count) slot_of[i / T * T + order[i]] = int(i % T);
 }
+
+namespace {
 
 constexpr int kStrictChunk = 64;  // queries of bucket_attention that share their keys
 

@@ -28,14 +28,23 @@ constexpr bool is_16_bit = sizeof(T) == 2;
 
 // Sums and softmax statistics.
 template <class T>
-using Wide = std::conditional_t<std::is_same_v<T, double>, double, float>;
+struct WideOf {
+  using type = float;
+};
+template <>
+struct WideOf<double> {
+  using type = double;
+};
+template <class T>
+using Wide = typename WideOf<T>::type;
 
 #ifdef LONGSPAN_EMULATED
 
 #define LONGSPAN_SHARED(name) unsigned char* name = emulator::shared_memory()
 #define LONGSPAN_GRID_CONSTANT
 #define LONGSPAN_LAUNCH(kernel, blocks, threads, shared, stream, ...) \
-  emulator::launch(#kernel, blocks, threads, shared, [=] { kernel(__VA_ARGS__); })
+  emulator::launch(                                                   \
+      #kernel, reinterpret_cast<const void*>(kernel), blocks, threads, shared, [=] { kernel(__VA_ARGS__); }, __VA_ARGS__)
 
 using emulator::cp_async_16, emulator::cp_async_commit, emulator::cp_async_wait, emulator::ldmatrix_x4,
     emulator::ldmatrix_x4_transposed, emulator::mma_m16n8k16, emulator::pack;

@@ -1,5 +1,6 @@
 #include "emulator.h"
 
+#include <dlfcn.h>
 #include <sys/mman.h>
 
 #include <atomic>
@@ -70,6 +71,7 @@ constexpr unsigned kWarp = 32;
 
 uint64_t order_seed = 0;
 int machine_threads = 1;
+Driver driver = nullptr;
 std::atomic<int64_t> blocks_run, switches_made, warp_words_run;
 
 unsigned char* map_memory(size_t bytes) {
@@ -351,6 +353,17 @@ void load(void** lanes, bool transposed) {
 
 }  // namespace
 
+void set_driver(Driver given) { driver = given; }
+
+bool drive(
+    const void* function, int64_t blocks, unsigned threads, size_t shared_bytes, const void* const* arguments) {
+  if (!driver) return false;
+  Dl_info info{};
+  if (!dladdr(function, &info) || !info.dli_sname) throw std::runtime_error("a kernel without a symbol was launched");
+  driver(info.dli_sname, blocks, threads, shared_bytes, arguments);
+  return true;
+}
+
 Counts configure(uint64_t seed, int threads) {
   order_seed = seed;
   if (threads > 0) machine_threads = threads;
@@ -466,8 +479,7 @@ void cp_async_wait_for(int pending) {
   copies.groups.erase(copies.groups.begin(), copies.groups.begin() + std::ptrdiff_t(groups));
 }
 
-void launch(
-    const char* kernel, int64_t blocks, unsigned threads, size_t shared_bytes, const std::function<void()>& body) {
+void run(const char* kernel, int64_t blocks, unsigned threads, size_t shared_bytes, const std::function<void()>& body) {
   if (shared_bytes > kMostShared) throw std::runtime_error(std::string(kernel) + ": more shared memory than any GPU has");
   std::vector<unsigned> order(static_cast<size_t>(blocks));
   for (size_t i = 0; i < order.size(); ++i) order[i] = unsigned(i);
@@ -513,3 +525,10 @@ void launch(
 }
 
 }  // namespace emulator
+
+// For tests, by ctypes.
+extern "C" void longspan_emulator_configure(uint64_t seed, int threads, int64_t* counts) {
+  const emulator::Counts ran = emulator::configure(seed, threads);
+  counts[0] = ran.blocks, counts[1] = ran.switches, counts[2] = ran.warp_words;
+}
+extern "C" void longspan_emulator_set_driver(emulator::Driver driver) { emulator::set_driver(driver); }

@@ -46,8 +46,22 @@ struct Counts {
 // machine that blocks are spread over. Returns what ran since the last call.
 Counts configure(uint64_t seed, int machine_threads);
 
+// Somebody else who runs kernels, given their symbol and where each argument lies: the interpreter of PTX.
+using Driver = void (*)(
+    const char* symbol, int64_t blocks, unsigned threads, size_t shared_bytes, const void* const* arguments);
+void set_driver(Driver driver);  // null: the emulator itself
+bool drive(
+    const void* function, int64_t blocks, unsigned threads, size_t shared_bytes, const void* const* arguments);
+
+void run(const char* kernel, int64_t blocks, unsigned threads, size_t shared_bytes, const std::function<void()>& body);
+
+template <class Body, class... Arguments>
 void launch(
-    const char* kernel, int64_t blocks, unsigned threads, size_t shared_bytes, const std::function<void()>& body);
+    const char* kernel, const void* function, int64_t blocks, unsigned threads, size_t shared_bytes, Body&& body,
+    const Arguments&... arguments) {
+  const void* const places[] = {&arguments...};
+  if (!drive(function, blocks, threads, shared_bytes, places)) run(kernel, blocks, threads, shared_bytes, body);
+}
 
 unsigned char* shared_memory();
 void forbid(unsigned char* begin, unsigned char* end);  // nobody may touch [begin, end) of the shared memory
