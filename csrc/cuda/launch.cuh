@@ -102,7 +102,7 @@ void with_kernels(const Problem<T>& problem, Body&& body, std::integer_sequence<
 template <class T, class Body>
 void with_kernels(const Problem<T>& problem, Body&& body) {
   if constexpr (sizeof(T) == 8)
-    with_kernels(problem, body, std::integer_sequence<int, 128>());
+    with_kernels(problem, body, std::integer_sequence<int, 64>());
   else
     with_kernels(problem, body, std::integer_sequence<int, LONGSPAN_HEAD_SIZES>());
 }

@@ -29,7 +29,6 @@ class Kernel:
 
     name: str
     parameters: dict[str, tuple[int, int]] = field(default_factory=dict)
-    parameter_sizes: list[tuple[int, int]] = field(default_factory=list)
     registers: dict[str, str] = field(default_factory=dict)
     instructions: list[Instruction] = field(default_factory=list)
     labels: dict[str, int] = field(default_factory=dict)
@@ -66,7 +65,6 @@ def parse(text: str) -> dict[str, Kernel]:
             offset = -(-offset // 8) * 8
             total = size * int(count or 1)
             kernel.parameters[parameter] = (offset, total)
-            kernel.parameter_sizes.append((offset, total))
             offset += total
         kernel.registers = {prefix: kind for kind, prefix, _ in _REGISTERS.findall(body)}
         body = re.sub(r"//[^\n]*", "", body)
