@@ -1,6 +1,6 @@
-// Attention on a GPU, for host code: fill in a Problem (attention.cuh) and launch. Compiled once for each element type.
+// Attention on a GPU, for host code: fill in a Problem and launch. Compiled once for each element type.
 #pragma once
-#include "cuda/attention.cuh"
+#include "cuda/problem.cuh"
 
 namespace longspan::cuda {
 
@@ -20,10 +20,10 @@ void launch_query_deltas(
     const Problem<T>& problem, const Rows<const T>& out, const Wide<T>* grad_lse, Wide<T>* delta, void* stream);
 
 // Instantiates them.
-#define LONGSPAN_LAUNCHERS(T)                                                                                     \
-  template void launch_forward<T>(const Problem<T>&, void*);                                                     \
-  template void launch_backward<T>(const Problem<T>&, void*);                                                    \
-  template void launch_key_factors<T>(const Problem<T>&, Wide<T>*, void*);                                       \
+#define LONGSPAN_LAUNCHERS(T)                                              \
+  template void launch_forward<T>(const Problem<T>&, void*);               \
+  template void launch_backward<T>(const Problem<T>&, void*);              \
+  template void launch_key_factors<T>(const Problem<T>&, Wide<T>*, void*); \
   template void launch_query_deltas<T>(const Problem<T>&, const Rows<const T>&, const Wide<T>*, Wide<T>*, void*);
 
 }  // namespace longspan::cuda

@@ -1,5 +1,5 @@
-// longspan::banded_attention on a GPU, as models/longspan/ops/banded.py defines it; and longspan::dense_attention, which
-// is a band without limits.
+// longspan::banded_attention on a GPU, as models/longspan/ops/banded.py defines it; and longspan::dense_attention,
+// which is a band without limits.
 #include <algorithm>
 #include <tuple>
 #include <vector>
@@ -14,8 +14,7 @@ using Ints = std::vector<int64_t>;
 
 // Calls launch(problem) for as many heads at a time as fit into the arguments of a kernel.
 template <class T, class Launch>
-void over_heads(
-    Problem<T> problem, const Ints& left, const Ints& right, const Ints& dilation, Launch&& launch) {
+void over_heads(Problem<T> problem, const Ints& left, const Ints& right, const Ints& dilation, Launch&& launch) {
   Pattern& pattern = problem.pattern;
   const size_t heads = size_t(pattern.H);
   STD_TORCH_CHECK(

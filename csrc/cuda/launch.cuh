@@ -5,8 +5,10 @@
 #include <utility>
 
 #include "cuda/attention.h"
-#include "cuda/attention_wide.cuh"
+#include "cuda/backward.cuh"
+#include "cuda/forward.cuh"
 #include "cuda/prepare.cuh"
+#include "cuda/wide.cuh"
 
 namespace longspan::cuda {
 namespace {
@@ -52,8 +54,8 @@ struct Kernels {
     const int64_t blocks = blocks_of(problem, Role::queries, Shape<T, D, false>::rows);
     if (blocks)
       LONGSPAN_LAUNCH(
-          (attention_forward<T, D>), blocks, (Shape<T, D, false>::threads), (shared_memory_of<Storage<T, D, false, Role::queries>>()),
-          stream, problem);
+          (attention_forward<T, D>), blocks, (Shape<T, D, false>::threads),
+          (shared_memory_of<Storage<T, D, false, Role::queries>>()), stream, problem);
   }
   static void backward(Problem<T> problem, void* stream) {
     constexpr int rows = Shape<T, D, true>::rows, threads = Shape<T, D, true>::threads;

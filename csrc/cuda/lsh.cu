@@ -69,7 +69,8 @@ struct Chunked {
     chunks.slot_of = data_of<const int>(sorted.slot_of);
     if (const int64_t slots = sorted.order.numel())
       LONGSPAN_LAUNCH(
-          invert_order, (slots + 127) / 128, 128, 0, stream, chunks.order, pattern.T, slots, data_of<int>(sorted.slot_of));
+          invert_order, (slots + 127) / 128, 128, 0, stream, chunks.order, pattern.T, slots,
+          data_of<int>(sorted.slot_of));
   }
 };
 
@@ -139,8 +140,7 @@ std::tuple<Tensor, Tensor> attend_backward(
       launch_backward(problem, device.stream);
     }
   });
-  return {
-      moved(query_sums, torch::stable::empty_like(query_key)), moved(value_sums, torch::stable::empty_like(value))};
+  return {moved(query_sums, torch::stable::empty_like(query_key)), moved(value_sums, torch::stable::empty_like(value))};
 }
 
 std::tuple<Tensor, Tensor> forward(
@@ -165,8 +165,7 @@ std::tuple<Tensor, Tensor> backward(
 std::tuple<Tensor, Tensor> bucket_forward(
     Tensor query_key, Tensor value, Tensor order, Tensor first, OptionalTensor key_mask, OptionalTensor dropout_seed,
     double dropout_p, int64_t window) {
-  return attend(
-      Sorted(query_key, value, order, first, key_mask, dropout_seed, dropout_p), Strict{window}, query_key);
+  return attend(Sorted(query_key, value, order, first, key_mask, dropout_seed, dropout_p), Strict{window}, query_key);
 }
 
 std::tuple<Tensor, Tensor> bucket_backward(

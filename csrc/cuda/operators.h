@@ -1,4 +1,5 @@
-// Where operators are registered. The emulator of the tests runs the same kernels on the CPU, in a namespace of its own.
+// Where operators are registered. The emulator of the tests runs the same kernels on the CPU, in a namespace of its
+// own.
 #pragma once
 #include <torch/csrc/stable/library.h>
 

@@ -1,6 +1,6 @@
-// Who sees whom. A pattern cuts the rows of a head into tiles and gives the columns that each tile meets; both as places:
-// which token stands there, and what decides whether a query sees a key. The same pattern is walked in two roles: tiles
-// of queries that meet keys, and, for the gradients of keys, tiles of keys that meet queries.
+// Who sees whom. A pattern cuts the rows of a head into tiles and gives the columns that each tile meets; both as
+// places: which token stands there, and what decides whether a query sees a key. The same pattern is walked in two
+// roles: tiles of queries that meet keys, and, for the gradients of keys, tiles of keys that meet queries.
 //
 // Two kinds. *Bands*: a dilated band is `step` plain bands, one over each residue class of positions ("chain").
 // *Chunks*: neighbouring chunks of an order of the tokens, or of several ("rounds"); see cpu/windows.h, which says it
@@ -40,9 +40,9 @@ struct Place {
 
 // Which keys a query sees, in a form without cases.
 struct Sight {
-  int tag;          // keys of this tag,
-  int from, to;     // at these places,
-  int last, not_;   // up to this token, and not this one
+  int tag;         // keys of this tag,
+  int from, to;    // at these places,
+  int last, not_;  // up to this token, and not this one
   __device__ __forceinline__ bool sees(const Place& key) const {
     return key.tag == tag && key.place >= from && key.place <= to && key.token <= last && key.token != not_;
   }
@@ -53,17 +53,17 @@ struct Work {
   int batch, head;
   int rows;
   int begin, end;
-  int own;                     // chunks: through all rounds
-  int slot;                    // chunks: of the first row, in its round
-  int token, step, place;      // bands: row i is token + i step, at place + i
-  int other_token, shift;      // bands: the column at place x is other_token + (x - shift) step
-  int before, after;           // bands: a query at place x sees keys from x - before to x + after
+  int own;                 // chunks: through all rounds
+  int slot;                // chunks: of the first row, in its round
+  int token, step, place;  // bands: row i is token + i step, at place + i
+  int other_token, shift;  // bands: the column at place x is other_token + (x - shift) step
+  int before, after;       // bands: a query at place x sees keys from x - before to x + after
 };
 
 struct Pattern {
-  int B, H, T, S;  // H: heads of the whole operator
-  int first_head, heads;  // those of this launch
-  int rows_per_tile, tiles;  // tiles of a head, of the head that has most
+  int B, H, T, S;                // H: heads of the whole operator
+  int first_head, heads;         // those of this launch
+  int rows_per_tile, tiles;      // tiles of a head, of the head that has most
   bool chunked, causal, shared;  // shared: queries are the keys, and do not see themselves
   Bands bands;
   Chunks chunks;
@@ -110,8 +110,9 @@ struct Pattern {
     constexpr bool is_key = role == Role::queries;
     if (column >= work.end) return nobody();
     if (!chunked) return hidden_or<is_key>(work, {work.other_token + (column - work.shift) * work.step, column, 0});
-    const int other = neighbour(work.own, role == Role::queries ? column / chunks.chunk - chunks.before
-                                                                : chunks.before - column / chunks.chunk);
+    const int other = neighbour(
+        work.own,
+        role == Role::queries ? column / chunks.chunk - chunks.before : chunks.before - column / chunks.chunk);
     const int slot = other < 0 ? T : other % num_chunks() * chunks.chunk + column % chunks.chunk;
     return slot < T ? at_slot<is_key>(work, other / num_chunks(), slot) : nobody();
   }

@@ -1,6 +1,6 @@
 // What attention needs to know of each token beforehand. A warp for each token.
 #pragma once
-#include "cuda/attention.cuh"
+#include "cuda/problem.cuh"
 
 namespace longspan::cuda {
 

@@ -1,4 +1,5 @@
-// From torch tensors to what kernels take, on the stable ABI alone: nothing here needs a torch that was built with CUDA.
+// From torch tensors to what kernels take, on the stable ABI alone: nothing here needs a torch that was built with
+// CUDA.
 #pragma once
 #include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/ops.h>

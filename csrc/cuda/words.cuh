@@ -42,9 +42,10 @@ using Wide = typename WideOf<T>::type;
 
 #define LONGSPAN_SHARED(name) unsigned char* name = emulator::shared_memory()
 #define LONGSPAN_GRID_CONSTANT
-#define LONGSPAN_LAUNCH(kernel, blocks, threads, shared, stream, ...) \
-  emulator::launch(                                                   \
-      #kernel, reinterpret_cast<const void*>(kernel), blocks, threads, shared, [=] { kernel(__VA_ARGS__); }, __VA_ARGS__)
+#define LONGSPAN_LAUNCH(kernel, blocks, threads, shared, stream, ...)                                        \
+  emulator::launch(                                                                                          \
+      #kernel, reinterpret_cast<const void*>(kernel), blocks, threads, shared, [=] { kernel(__VA_ARGS__); }, \
+      __VA_ARGS__)
 
 using emulator::cp_async_16, emulator::cp_async_commit, emulator::cp_async_wait, emulator::ldmatrix_x4,
     emulator::ldmatrix_x4_transposed, emulator::mma_m16n8k16, emulator::pack;
@@ -54,20 +55,20 @@ inline float log2_fast(float x) { return log2f(x); }
 #else
 
 // A failed launch says why.
-#define LONGSPAN_CUDA_CHECK(call)                                                                               \
-  do {                                                                                                          \
-    const cudaError_t error_ = (call);                                                                          \
-    STD_TORCH_CHECK(error_ == cudaSuccess, "longspan: CUDA error: ", cudaGetErrorString(error_));               \
+#define LONGSPAN_CUDA_CHECK(call)                                                                 \
+  do {                                                                                            \
+    const cudaError_t error_ = (call);                                                            \
+    STD_TORCH_CHECK(error_ == cudaSuccess, "longspan: CUDA error: ", cudaGetErrorString(error_)); \
   } while (0)
 #define LONGSPAN_SHARED(name) extern __shared__ __align__(128) unsigned char name[]
 #define LONGSPAN_GRID_CONSTANT __grid_constant__
-#define LONGSPAN_LAUNCH(kernel, blocks, threads, shared, stream, ...)                                            \
-  do {                                                                                                           \
-    if ((shared) > 48 * 1024)                                                                                    \
-      LONGSPAN_CUDA_CHECK(                                                                                       \
-          cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared)));  \
-    kernel<<<static_cast<unsigned>(blocks), threads, shared, static_cast<cudaStream_t>(stream)>>>(__VA_ARGS__);  \
-    LONGSPAN_CUDA_CHECK(cudaGetLastError());                                                                     \
+#define LONGSPAN_LAUNCH(kernel, blocks, threads, shared, stream, ...)                                           \
+  do {                                                                                                          \
+    if ((shared) > 48 * 1024)                                                                                   \
+      LONGSPAN_CUDA_CHECK(                                                                                      \
+          cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared))); \
+    kernel<<<static_cast<unsigned>(blocks), threads, shared, static_cast<cudaStream_t>(stream)>>>(__VA_ARGS__); \
+    LONGSPAN_CUDA_CHECK(cudaGetLastError());                                                                    \
   } while (0)
 
 __device__ __forceinline__ uint32_t shared_address(const void* pointer) {
@@ -88,7 +89,8 @@ __device__ __forceinline__ void cp_async_wait() {
   asm volatile("cp.async.wait_group %0;\n" ::"n"(pending) : "memory");
 }
 
-// Four 8 x 8 matrices of 16-bit numbers: lane 8m + r gives row r of matrix m; each lane gets two numbers of each matrix.
+// Four 8 x 8 matrices of 16-bit numbers: lane 8m + r gives row r of matrix m; each lane gets two numbers of each
+// matrix.
 __device__ __forceinline__ void ldmatrix_x4(uint32_t (&to)[4], const void* row) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];\n"
                : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3])

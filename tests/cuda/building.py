@@ -107,9 +107,14 @@ def emulated_library(types: Sequence[str], head_sizes: Sequence[int], csrc: Path
     return built("emulated", ".so", [csrc, EMULATOR], [sizes, without, *options], make)
 
 
+def _sizes_for_nvcc(head_sizes: Sequence[int]) -> str:
+    """nvcc takes a plain comma for the end of an option."""
+    return "-DLONGSPAN_HEAD_SIZES=" + r"\,".join(map(str, head_sizes))
+
+
 def ptx(source: str, head_sizes: Sequence[int], csrc: Path = CSRC) -> str:
     """What nvcc makes of ``csrc/cuda/<source>.cu`` for compute capability 8.0, as text."""
-    flags = ["-O3", "-ptx", "-arch=compute_80", f"-DLONGSPAN_HEAD_SIZES={','.join(map(str, head_sizes))}"]
+    flags = ["-O3", "-ptx", "-arch=compute_80", _sizes_for_nvcc(head_sizes)]
 
     def make(path: Path) -> None:
         run([nvcc(), *_common_flags(csrc), *flags, csrc / "cuda" / f"{source}.cu", "-o", path])
@@ -120,7 +125,7 @@ def ptx(source: str, head_sizes: Sequence[int], csrc: Path = CSRC) -> str:
 def cubin_report(source: str, architecture: str, head_sizes: Sequence[int]) -> str:
     """What ptxas says of each kernel of ``csrc/cuda/<source>.cu``: registers, stack, spills."""
     flags = ["-O3", "-cubin", f"-arch={architecture}", "-Xptxas", "-v"]
-    flags.append(f"-DLONGSPAN_HEAD_SIZES={','.join(map(str, head_sizes))}")
+    flags.append(_sizes_for_nvcc(head_sizes))
 
     def make(path: Path) -> None:
         cubin = path.with_suffix(".cubin")

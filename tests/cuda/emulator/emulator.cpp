@@ -67,7 +67,7 @@ constexpr size_t kStackBytes = 128 * 1024;
 constexpr size_t kSharedBytes = 256 * 1024;
 constexpr size_t kMostShared = 227 * 1024;  // of a block on the largest GPU
 constexpr int kMain = -1;
-constexpr unsigned kWarp = 32;
+constexpr unsigned kWarp = 32, kMostThreads = 1024;  // of a warp; of a block
 
 uint64_t order_seed = 0;
 int machine_threads = 1;
@@ -93,12 +93,32 @@ struct Copy {
   bool copy;
 };
 
+// First in, first out, in place: ThreadSanitizer sees every call of an allocator or of memmove, also the emulator's
+// own.
+template <class T, unsigned capacity>
+class Ring {
+ public:
+  void clear() { first_ = last_ = 0; }
+  unsigned size() const { return last_ - first_; }
+  T& operator[](unsigned i) { return items_[(first_ + i) % capacity]; }
+  void push(const T& item) {
+    if (size() == capacity) throw std::length_error("emulator: a ring is full");
+    items_[last_++ % capacity] = item;
+  }
+  T pop() { return items_[first_++ % capacity]; }
+
+ private:
+  T items_[capacity];
+  unsigned first_ = 0, last_ = 0;
+};
+
 // Asynchronous copies of one thread: they land when a wait covers them, so that a wait left out shows.
 struct Copies {
-  std::vector<Copy> under_way;
-  std::vector<size_t> groups;  // how many of `under_way` each committed group has
+  Ring<Copy, 1024> under_way;
+  Ring<unsigned, 16> groups;  // how many of `under_way` each committed group has
+  unsigned uncommitted = 0;
 
-  void clear() { under_way.clear(), groups.clear(); }
+  void clear() { under_way.clear(), groups.clear(), uncommitted = 0; }
 };
 
 struct Fiber {
@@ -123,8 +143,7 @@ struct Meeting {
 struct Worker {
   Index block, size;
   std::vector<std::unique_ptr<Fiber>> fibers;
-  std::vector<int> ready;  // first in, first out; or drawn at random
-  size_t next_ready = 0;
+  Ring<int, kMostThreads> ready;  // first in, first out; or drawn at random
   int running = kMain, alive = 0;
   std::vector<int> at_barrier;
   Place barrier{};
@@ -179,18 +198,13 @@ void switch_to(int next) {
 #endif
 }
 
-void make_ready(int fiber) { worker->ready.push_back(fiber); }
+void make_ready(int fiber) { worker->ready.push(fiber); }
 
 int take_ready() {  // kMain: nobody is
   Worker& w = *worker;
-  if (w.next_ready == w.ready.size()) {
-    w.ready.clear(), w.next_ready = 0;
-    return kMain;
-  }
-  if (order_seed) std::swap(w.ready[w.next_ready], w.ready[w.next_ready + w.random() % (w.ready.size() - w.next_ready)]);
-  const int fiber = w.ready[w.next_ready++];
-  if (w.next_ready == w.ready.size()) w.ready.clear(), w.next_ready = 0;
-  return fiber;
+  if (w.ready.size() == 0) return kMain;
+  if (order_seed) std::swap(w.ready[0], w.ready[unsigned(w.random() % w.ready.size())]);
+  return w.ready.pop();
 }
 
 [[noreturn]] void fail(const std::string& message) {
@@ -233,7 +247,8 @@ void open_barrier() {
 void fiber_main() {
 #ifdef EMULATOR_ASAN
   __sanitizer_finish_switch_fiber(
-      nullptr, worker->main_bottom ? nullptr : &worker->main_bottom, worker->main_bytes ? nullptr : &worker->main_bytes);
+      nullptr, worker->main_bottom ? nullptr : &worker->main_bottom,
+      worker->main_bytes ? nullptr : &worker->main_bytes);
 #endif
 #ifdef EMULATOR_TSAN
   __tsan_acquire(worker->start_token);
@@ -266,16 +281,17 @@ void prepare(Fiber& fiber, unsigned thread) {
   fiber.done = false;
   fiber.copies.clear();
   void** top = reinterpret_cast<void**>(fiber.stack + kStackBytes - 64);
-  *--top = nullptr;                                  // keeps the stack aligned to 16 where fiber_main begins
-  *--top = reinterpret_cast<void*>(&fiber_main);     // where emulator_switch returns to
-  for (int i = 0; i < 6; ++i) *--top = nullptr;      // the registers that it restores
+  *--top = nullptr;                               // keeps the stack aligned to 16 where fiber_main begins
+  *--top = reinterpret_cast<void*>(&fiber_main);  // where emulator_switch returns to
+  for (int i = 0; i < 6; ++i) *--top = nullptr;   // the registers that it restores
   fiber.stack_pointer = top;
 }
 
 void run_block(Worker& w, unsigned block) {
   w.block = {block};
   w.alive = int(w.size.x);
-  w.ready.clear(), w.next_ready = 0, w.at_barrier.clear();
+  w.ready.clear(), w.at_barrier.clear();
+  w.at_barrier.reserve(w.size.x);
   w.meetings.assign((w.size.x + kWarp - 1) / kWarp, Meeting{});
 #ifdef EMULATOR_TSAN
   if (w.shared) munmap(w.shared, kSharedBytes), w.shared = nullptr;
@@ -295,7 +311,7 @@ void run_block(Worker& w, unsigned block) {
   while (w.fibers.size() < w.size.x) w.fibers.push_back(std::make_unique<Fiber>());
   for (unsigned i = 0; i < w.size.x; ++i) {
     prepare(*w.fibers[i], i);
-    w.ready.push_back(int(i));
+    w.ready.push(int(i));
   }
 #ifdef EMULATOR_TSAN
   __tsan_release(w.start_token);
@@ -355,8 +371,7 @@ void load(void** lanes, bool transposed) {
 
 void set_driver(Driver given) { driver = given; }
 
-bool drive(
-    const void* function, int64_t blocks, unsigned threads, size_t shared_bytes, const void* const* arguments) {
+bool drive(const void* function, int64_t blocks, unsigned threads, size_t shared_bytes, const void* const* arguments) {
   if (!driver) return false;
   Dl_info info{};
   if (!dladdr(function, &info) || !info.dli_sname) throw std::runtime_error("a kernel without a symbol was launched");
@@ -457,30 +472,30 @@ void cp_async_16(void* shared, const void* global, bool copy) {
   __tsan_write16(shared);  // from here to its wait it may land at any time
 #endif
   const Copy asked{shared, global, copy};
-  if (order_seed && worker->random() % 2)
-    land(asked);  // at random: half of the copies land at once
-  else
-    worker->current().copies.under_way.push_back(asked);
+  if (order_seed && worker->random() % 2) {  // at random: half of the copies land at once
+    land(asked);
+    return;
+  }
+  Copies& copies = worker->current().copies;
+  copies.under_way.push(asked);
+  ++copies.uncommitted;
 }
 
 void cp_async_commit() {
   Copies& copies = worker->current().copies;
-  size_t committed = 0;
-  for (const size_t group : copies.groups) committed += group;
-  copies.groups.push_back(copies.under_way.size() - committed);
+  copies.groups.push(copies.uncommitted);
+  copies.uncommitted = 0;
 }
 
 void cp_async_wait_for(int pending) {
   Copies& copies = worker->current().copies;
-  size_t landed = 0, groups = 0;
-  for (; int(copies.groups.size() - groups) > pending; ++groups)
-    for (size_t i = 0; i < copies.groups[groups]; ++i) land(copies.under_way[landed++]);
-  copies.under_way.erase(copies.under_way.begin(), copies.under_way.begin() + std::ptrdiff_t(landed));
-  copies.groups.erase(copies.groups.begin(), copies.groups.begin() + std::ptrdiff_t(groups));
+  while (int(copies.groups.size()) > pending)
+    for (unsigned left = copies.groups.pop(); left > 0; --left) land(copies.under_way.pop());
 }
 
 void run(const char* kernel, int64_t blocks, unsigned threads, size_t shared_bytes, const std::function<void()>& body) {
-  if (shared_bytes > kMostShared) throw std::runtime_error(std::string(kernel) + ": more shared memory than any GPU has");
+  if (shared_bytes > kMostShared)
+    throw std::runtime_error(std::string(kernel) + ": more shared memory than any GPU has");
   std::vector<unsigned> order(static_cast<size_t>(blocks));
   for (size_t i = 0; i < order.size(); ++i) order[i] = unsigned(i);
   if (order_seed) std::shuffle(order.begin(), order.end(), std::mt19937_64(order_seed));

@@ -2,8 +2,8 @@
 // it stands, and to see what a GPU would not forgive.
 //
 // A block's threads are fibers of one OS thread that run until they wait for each other: at a barrier, or at a word of
-// the whole warp (shuffle, ldmatrix, mma), which the last lane to arrive carries out for all. What it models, and what it
-// does not: README.md beside this file.
+// the whole warp (shuffle, ldmatrix, mma), which the last lane to arrive carries out for all. What it models, and what
+// it does not: README.md beside this file.
 #pragma once
 #include <torch/headeronly/util/BFloat16.h>
 #include <torch/headeronly/util/Half.h>
@@ -47,11 +47,10 @@ struct Counts {
 Counts configure(uint64_t seed, int machine_threads);
 
 // Somebody else who runs kernels, given their symbol and where each argument lies: the interpreter of PTX.
-using Driver = void (*)(
-    const char* symbol, int64_t blocks, unsigned threads, size_t shared_bytes, const void* const* arguments);
+using Driver =
+    void (*)(const char* symbol, int64_t blocks, unsigned threads, size_t shared_bytes, const void* const* arguments);
 void set_driver(Driver driver);  // null: the emulator itself
-bool drive(
-    const void* function, int64_t blocks, unsigned threads, size_t shared_bytes, const void* const* arguments);
+bool drive(const void* function, int64_t blocks, unsigned threads, size_t shared_bytes, const void* const* arguments);
 
 void run(const char* kernel, int64_t blocks, unsigned threads, size_t shared_bytes, const std::function<void()>& body);
 
@@ -128,8 +127,7 @@ inline void ldmatrix_x4_transposed(uint32_t (&to)[4], const void* row, EMULATOR_
 template <class T>
 void mma_m16n8k16(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1, EMULATOR_HERE) {
   Product mine{c, a, {b0, b1}};
-  meet_warp(
-      0xffffffffu, &mine, std::is_same_v<T, c10::Half> ? multiply_half : multiply_bf16, {"mma.sync", file, line});
+  meet_warp(0xffffffffu, &mine, std::is_same_v<T, c10::Half> ? multiply_half : multiply_bf16, {"mma.sync", file, line});
 }
 template <class T>
 uint32_t pack(float low, float high) {

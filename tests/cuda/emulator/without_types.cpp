@@ -6,7 +6,9 @@
 
 namespace longspan::cuda {
 namespace {
-[[noreturn]] void refuse() { throw std::runtime_error("this build of the emulator was made without this element type"); }
+[[noreturn]] void refuse() {
+  throw std::runtime_error("this build of the emulator was made without this element type");
+}
 }  // namespace
 
 template <class T>

@@ -1,7 +1,7 @@
 // Attention for heads wider than any tile: a warp owns a row and walks its columns one by one, the features of the sums
-// in shared memory. Slow, for any head size; the same patterns and the same results as attention.cuh.
+// in shared memory. Slow, for any head size; the same patterns and the same results as forward.cuh and backward.cuh.
 #pragma once
-#include "cuda/attention.cuh"
+#include "cuda/problem.cuh"
 
 namespace longspan::cuda {
 
@@ -78,8 +78,7 @@ __global__ void __launch_bounds__(32 * kWideRows) wide_forward(const LONGSPAN_GR
     if (!problem.last)
       problem.running.at(work, query.token)[d] = x;
     else
-      problem.out.at(work, query.token)[d] =
-          alone && pattern.shared ? problem.value.at(work, query.token)[d] : T(x);
+      problem.out.at(work, query.token)[d] = alone && pattern.shared ? problem.value.at(work, query.token)[d] : T(x);
   }
 }
 
@@ -92,10 +91,8 @@ template <class T>
 __device__ __forceinline__ Weights<T> wide_weights(
     const Problem<T>& problem, const Work& work, const Query<T>& query, const Key<T>& key) {
   using W = Wide<T>;
-  const W product =
-      wide_product(problem.query.at(work, query.token), problem.key.at(work, key.token), problem.D);
-  const W gradient =
-      wide_product(problem.grad_out.at(work, query.token), problem.value.at(work, key.token), problem.D);
+  const W product = wide_product(problem.query.at(work, query.token), problem.key.at(work, key.token), problem.D);
+  const W gradient = wide_product(problem.grad_out.at(work, query.token), problem.value.at(work, key.token), problem.D);
   const W score = wide_score(problem, work, query, key, product);
   const W p = score == minus_infinity<W>() ? W(0) : exp2_fast(score - query.lse);
   const W keep = wide_keep(problem, query, key);
