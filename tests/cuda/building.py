@@ -21,7 +21,7 @@ EMULATOR = Path(__file__).parent / "emulator"
 BUILD = ROOT / "build" / "cuda"
 TORCH = Path(torch.__file__).parent
 ELEMENT_TYPES = ("half", "bf16", "float", "double")
-OPERATORS = ("banded", "block", "lsh")
+OPERATORS = ("banded", "block", "lsh", "multidim")
 HEAD_SIZES = (32, 64, 80, 96, 128)
 
 

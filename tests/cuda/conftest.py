@@ -22,3 +22,12 @@ def kernels() -> dict[str, Kernel]:
         pytest.skip("nvcc is not installed")
     sources = [*(f"attention_{name}" for name in QUICK_TYPES), "lsh"]
     return {name: kernel for source in sources for name, kernel in parse(ptx(source, QUICK_SIZES)).items()}
+
+
+def pytest_collection_modifyitems(config, items):
+    """The full matrix, sanitizers and planted faults take many minutes: asked for by ``-m slow``."""
+    if config.option.markexpr:
+        return
+    for item in items:
+        if "tests/cuda/" in str(item.path) and item.get_closest_marker("slow"):
+            item.add_marker(pytest.mark.skip(reason="full matrix: pytest tests/cuda -m slow"))

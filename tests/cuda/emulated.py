@@ -13,8 +13,8 @@ import longspan.ops  # noqa: F401  (registers the operators)
 from .ptx.interpreter import Launch
 from .ptx.program import Kernel
 
-NAMES = ("banded_attention", "dense_attention", "block_attention", "lsh_attention", "bucket_attention")
-OPERATORS = tuple(name + half for name in NAMES for half in ("", "_backward"))
+NAMES = ("banded", "dense", "block", "lsh", "bucket", "multidim")
+OPERATORS = tuple(f"{name}_attention{half}" for name in NAMES for half in ("", "_backward"))
 _DRIVER = ctypes.CFUNCTYPE(
     None, ctypes.c_char_p, ctypes.c_int64, ctypes.c_uint, ctypes.c_size_t, ctypes.POINTER(ctypes.c_void_p)
 )
