@@ -189,7 +189,7 @@ class Run {
     double worst = 0;
     auto see = [&](double got, double wanted) {
       const double gap = std::fabs(got - wanted) / std::max(1.0, std::fabs(wanted));
-      if (!(gap <= worst)) worst = gap;
+      if (!(gap <= worst)) worst = std::isnan(gap) ? INFINITY : gap;
     };
     for (int i = 0; i < T_; ++i) {
       std::vector<double> p(S, 0), kept(S, 0);
