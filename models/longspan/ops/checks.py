@@ -77,7 +77,7 @@ def check_dropout(name: str, dropout_p: float, dropout_seed: Tensor | int | None
         raise ValueError(
             f"{name}: dropout_seed must be a 0-dim int64 tensor, got {dropout_seed.dtype} {list(dropout_seed.shape)}"
         )
-    return dropout_seed
+    return dropout_seed.to(device)  # kernels read it where they run
 
 
 def per_head(name: str, argument: str, given, is_one, num_heads: int) -> list:

@@ -1,0 +1,141 @@
+// The kernels of attention for one element type, by head size: included once by attention_<type>.cu, so that the types
+// compile side by side. Everybody else calls what cuda/attention.h declares.
+#pragma once
+#include <algorithm>
+#include <utility>
+
+#include "cuda/attention.h"
+#include "cuda/backward.cuh"
+#include "cuda/forward.cuh"
+#include "cuda/prepare.cuh"
+#include "cuda/wide.cuh"
+
+namespace longspan::cuda {
+namespace {
+
+template <class Storage>
+size_t shared_memory_of() {
+  Carver carver(nullptr);
+  Storage storage(carver);
+  return carver.used();
+}
+
+size_t wide_memory(int head_size, int rows_of_sums, size_t element) {
+  Carver carver(nullptr);
+  for (int i = 0; i < rows_of_sums; ++i) carver.take<unsigned char>(size_t(kWideRows) * head_size * element);
+  return carver.used();
+}
+
+// Blocks of a launch: sets the tiles of the pattern.
+template <class T>
+int64_t blocks_of(Problem<T>& problem, Role role, int rows_per_tile) {
+  Pattern& pattern = problem.pattern;
+  pattern.rows_per_tile = rows_per_tile;
+  auto cut = [](int64_t length, int64_t size) { return (length + size - 1) / size; };
+  const int64_t rows = role == Role::queries ? pattern.T : pattern.S;
+  int64_t tiles = 0;
+  if (pattern.chunked) {
+    tiles = int64_t(pattern.num_chunks()) * cut(pattern.chunks.chunk, rows_per_tile);
+  } else {
+    for (int head = 0; head < pattern.heads; ++head) {
+      const int64_t step = std::min(pattern.bands.step[head], std::max(1, pattern.S));
+      tiles = std::max(tiles, step * cut(cut(rows, step), rows_per_tile));
+    }
+  }
+  const int64_t blocks = tiles * pattern.heads * pattern.B;
+  STD_TORCH_CHECK(blocks < (int64_t(1) << 31), "attention on CUDA: too many tiles for one launch (", blocks, ")");
+  pattern.tiles = int(tiles);
+  return blocks;
+}
+
+template <class T, int D>
+struct Kernels {
+  static void forward(Problem<T> problem, void* stream) {
+    const int64_t blocks = blocks_of(problem, Role::queries, Shape<T, D, false>::rows);
+    if (blocks)
+      LONGSPAN_LAUNCH(
+          (attention_forward<T, D>), blocks, (Shape<T, D, false>::threads),
+          (shared_memory_of<Storage<T, D, false, Role::queries>>()), stream, problem);
+  }
+  static void backward(Problem<T> problem, void* stream) {
+    constexpr int rows = Shape<T, D, true>::rows, threads = Shape<T, D, true>::threads;
+    if (const int64_t blocks = blocks_of(problem, Role::queries, rows)) {
+      const size_t shared = shared_memory_of<Storage<T, D, true, Role::queries>>();
+      LONGSPAN_LAUNCH((attention_backward_queries<T, D>), blocks, threads, shared, stream, problem);
+    }
+    if (const int64_t blocks = blocks_of(problem, Role::keys, rows)) {
+      const size_t shared = shared_memory_of<Storage<T, D, true, Role::keys>>();
+      LONGSPAN_LAUNCH((attention_backward_keys<T, D>), blocks, threads, shared, stream, problem);
+    }
+  }
+};
+
+template <class T>
+struct WideKernels {
+  static size_t memory(const Problem<T>& problem, int sums) {
+    const size_t shared = wide_memory(problem.D, sums, sizeof(Wide<T>));
+    STD_TORCH_CHECK(shared <= kMostSharedMemory, "attention on CUDA: head size ", problem.D, " is too large");
+    return shared;
+  }
+  static void forward(Problem<T> problem, void* stream) {
+    if (const int64_t blocks = blocks_of(problem, Role::queries, kWideRows))
+      LONGSPAN_LAUNCH((wide_forward<T>), blocks, 32 * kWideRows, memory(problem, 1), stream, problem);
+  }
+  static void backward(Problem<T> problem, void* stream) {
+    if (const int64_t blocks = blocks_of(problem, Role::queries, kWideRows))
+      LONGSPAN_LAUNCH((wide_backward_queries<T>), blocks, 32 * kWideRows, memory(problem, 1), stream, problem);
+    if (const int64_t blocks = blocks_of(problem, Role::keys, kWideRows))
+      LONGSPAN_LAUNCH((wide_backward_keys<T>), blocks, 32 * kWideRows, memory(problem, 2), stream, problem);
+  }
+};
+
+// Head sizes that have tiles of their own; others are padded to the next. Fewer of them compile faster.
+#ifndef LONGSPAN_HEAD_SIZES
+#define LONGSPAN_HEAD_SIZES 32, 64, 80, 96, 128
+#endif
+
+// Calls body(the kernels) for the first of `sizes` that holds a head, or for the wide kernels.
+template <class T, class Body, int... sizes>
+void with_kernels(const Problem<T>& problem, Body&& body, std::integer_sequence<int, sizes...>) {
+  const bool found = ((problem.D <= sizes && (body(Kernels<T, sizes>()), true)) || ...);
+  if (!found) body(WideKernels<T>());
+}
+
+template <class T, class Body>
+void with_kernels(const Problem<T>& problem, Body&& body) {
+  if constexpr (sizeof(T) == 8)
+    with_kernels(problem, body, std::integer_sequence<int, 64>());
+  else
+    with_kernels(problem, body, std::integer_sequence<int, LONGSPAN_HEAD_SIZES>());
+}
+
+int64_t prepare_blocks(const Pattern& pattern) {
+  return (int64_t(pattern.B) * pattern.H * pattern.T + kPrepareRows - 1) / kPrepareRows;
+}
+
+}  // namespace
+
+template <class T>
+void launch_forward(const Problem<T>& problem, void* stream) {
+  with_kernels(problem, [&](auto kernels) { kernels.forward(problem, stream); });
+}
+
+template <class T>
+void launch_backward(const Problem<T>& problem, void* stream) {
+  with_kernels(problem, [&](auto kernels) { kernels.backward(problem, stream); });
+}
+
+template <class T>
+void launch_key_factors(const Problem<T>& problem, Wide<T>* factor, void* stream) {
+  if (const int64_t blocks = prepare_blocks(problem.pattern))
+    LONGSPAN_LAUNCH((key_factors<T>), blocks, 32 * kPrepareRows, 0, stream, problem, factor);
+}
+
+template <class T>
+void launch_query_deltas(
+    const Problem<T>& problem, const Rows<const T>& out, const Wide<T>* grad_lse, Wide<T>* delta, void* stream) {
+  if (const int64_t blocks = prepare_blocks(problem.pattern))
+    LONGSPAN_LAUNCH((query_deltas<T>), blocks, 32 * kPrepareRows, 0, stream, problem, out, grad_lse, delta);
+}
+
+}  // namespace longspan::cuda

@@ -1,0 +1,47 @@
+"""On a machine with a GPU: the compiled kernels against the references, every case, type and head size.
+
+    pytest tests/cuda/test_on_device.py
+"""
+
+import pytest
+import torch
+
+from longspan.testing import has_kernel
+
+from . import cases
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here"),
+]
+
+
+@pytest.fixture(autouse=True)
+def on_the_device():
+    """Calls get CUDA tensors; masks, buckets and seeds of a case go along."""
+    torch.set_default_device("cuda")
+    yield
+    torch.set_default_device("cpu")
+
+
+@pytest.mark.parametrize("operator", ["banded", "dense", "block", "lsh", "bucket", "multidim"])
+def test_the_extension_is_what_runs(operator):
+    assert has_kernel(f"{operator}_attention", "CUDA") and has_kernel(f"{operator}_attention_backward", "CUDA")
+
+
+@pytest.mark.parametrize("head_size", [1, 7, 32, 40, 64, 80, 96, 128, 130, 256])
+@pytest.mark.parametrize("dtype", cases.TOLERANCE, ids=str)
+@pytest.mark.parametrize("name", cases.QUICK)
+def test_agrees_with_the_reference(name, dtype, head_size):
+    """The reference is what the CPU computes, in float64."""
+    with torch.device("cpu"):
+        case = cases.QUICK[name](head_size)
+        wanted = cases.Case(case.call, [x.to(dtype).double() for x in case.inputs]).run(torch.float64)
+    got = cases.QUICK[name](head_size).run(dtype)
+    cases.compare([x.cpu() for x in got], wanted, dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32], ids=str)
+def test_runs_are_equal_to_the_bit(dtype):
+    case = cases.QUICK["lsh, wrapped, with dropout"](64)
+    assert all(torch.equal(a, b) for a, b in zip(case.run(dtype), case.run(dtype), strict=True))
