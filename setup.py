@@ -25,7 +25,7 @@ def find_cuda_home() -> str | None:
 def extension():
     cuda_sources = sorted(map(str, CSRC.glob("cuda/*.cu")))
     libraries, library_dirs = [], []
-    if cuda_sources and (cuda_home := find_cuda_home()):
+    if cuda_sources and not os.environ.get("LONGSPAN_NO_CUDA") and (cuda_home := find_cuda_home()):
         # CUDAExtension would link libtorch_cuda, which a CPU torch lacks and the stable ABI does not need.
         torch_build.CUDA_HOME = cuda_home
         os.environ.setdefault("TORCH_CUDA_ARCH_LIST", CUDA_ARCHITECTURES)

@@ -31,7 +31,6 @@ from longspan.heads import (
     SpanOutput,
     TokenClassificationHead,
 )
-from longspan.heads.base import traces
 from longspan.layers.segments import Segments
 
 
@@ -186,7 +185,7 @@ class BiBloSanForSentencePairClassification(_SentencePairHead):
         )
         logits, outputs = self.compare(inputs, pair_input_ids, pair_attention_mask, pair_inputs_embeds)
         loss = None if labels is None else F.cross_entropy(logits, labels.to(logits.device).flatten())
-        return LogitsOutput(loss=loss, logits=logits, **traces(outputs))
+        return self.answer(outputs, loss=loss, logits=logits)
 
 
 @dataclass
@@ -204,6 +203,8 @@ class RelatednessOutput(ModelOutput):
 
 class BiBloSanForSentencePairRegression(_SentencePairHead):
     """Bi-BloSAN that says how related two texts are, from 1 to ``num_labels`` (SICK: 5)."""
+
+    output_class = RelatednessOutput
 
     def build_head(self, config: BiBloSanConfig) -> None:
         if _num_labels(config) < 2:
@@ -240,7 +241,7 @@ class BiBloSanForSentencePairRegression(_SentencePairHead):
         )
         logits, outputs = self.compare(inputs, pair_input_ids, pair_attention_mask, pair_inputs_embeds)
         loss = None if labels is None else relatedness_loss(logits, labels)
-        return RelatednessOutput(loss=loss, logits=logits, scores=expected_scores(logits), **traces(outputs))
+        return self.answer(outputs, loss=loss, logits=logits, scores=expected_scores(logits))
 
 
 class BiBloSanForSentenceSelection(Head, _BiBloSanWithHead):
@@ -317,6 +318,8 @@ class BiBloSanForQuestionAnswering(_ReadsTwoTexts):
     configuration names a separator; a single text is question and document in one.
     """
 
+    output_class = SpanOutput
+
     def build_head(self, config: BiBloSanConfig) -> None:
         self.qa_outputs = SpanScorer(config)
 
@@ -363,7 +366,7 @@ class BiBloSanForQuestionAnswering(_ReadsTwoTexts):
         loss = None
         if start_positions is not None and end_positions is not None:
             loss = self.loss_function(start_logits, end_logits, start_positions, end_positions)
-        return SpanOutput(loss=loss, start_logits=start_logits, end_logits=end_logits, **traces(outputs))
+        return self.answer(outputs, loss=loss, start_logits=start_logits, end_logits=end_logits)
 
 
 def _types_by_separator(input_ids: Tensor, attention_mask: Tensor | None, separator: int) -> Tensor:

@@ -74,11 +74,6 @@ class Head(LongspanPreTrainedModel):
         return self.output_class(**results, **{name: getattr(outputs, name, None) for name in names})
 
 
-def traces(outputs: BackboneOutput) -> dict[str, Any]:
-    names = ("hidden_states", "attentions", "global_attentions", "auxiliary_loss")
-    return {name: getattr(outputs, name) for name in names}
-
-
 def with_auxiliary(
     loss: Tensor | None,
     outputs: BackboneOutput,
