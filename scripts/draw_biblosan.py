@@ -86,7 +86,7 @@ def panel(
 ) -> None:
     axes.imshow(weights.numpy(), cmap="Blues", vmin=0, interpolation="none")
     axes.set_title(title, fontsize=9)
-    labels = columns or rows
+    labels = columns or rows or []
     axes.set_xticks(range(len(labels)), labels, rotation=90, fontsize=7)
     axes.set_yticks(range(len(labels)), rows if rows else [""] * len(labels), fontsize=7)
     axes.tick_params(length=0)

@@ -41,7 +41,8 @@ def main() -> None:
             axis = axes[feature, column]
             axis.imshow(weights(direction)[..., feature].numpy(), cmap="Blues", vmin=0, vmax=1, interpolation="none")
             axis.set_title(f'direction="{direction}"' if feature == 0 else "", fontsize=9)
-            axis.set_xticks([]), axis.set_yticks([])
+            axis.set_xticks([])
+            axis.set_yticks([])
     for feature in (0, 1):
         axes[feature, 0].set_ylabel(f"feature {feature + 1}\nquery", fontsize=8)
         axes[1, feature].set_xlabel("key", fontsize=8)

@@ -5,8 +5,8 @@
 
 The first is a verse of the King James Version, the second one of the World English Bible: its own, or that of another
 verse, the nearest by its words. Each text becomes a vector by itself, and a highway layer compares the two (the paper's
-SNLI model). Beside it, with the same head: a Bi-LSTM, a mean of words, DiSAN if asked for; and what words tell, with TF-IDF.
-Chapters on the two sides of the split tell different things. A killed run goes on where it was.
+SNLI model). Beside it, with the same head: a mean of words, a Bi-LSTM, and DiSAN if asked for; and what words tell by
+TF-IDF. Chapters on the two sides of the split tell different things. A killed run goes on where it was.
 """
 
 import argparse

@@ -527,6 +527,8 @@ class TestErrors:
             model(ids, mems=[torch.zeros(3, 4, 32)])
         with pytest.raises(ValueError, match=r"mems\[1\] must be .* = \[3, any, 32\], got \[2, 4, 32\]"):
             model(ids, mems=[torch.zeros(3, 4, 32), torch.zeros(2, 4, 32)])
+        with pytest.raises(ValueError, match=r"mems\[0\] must be .* got NoneType"):
+            model(ids, mems=[None, None])
         with pytest.raises(ValueError, match="two ways to carry the past"):
             model(ids, use_mems=True, use_cache=True)
         with pytest.raises(ValueError, match="is_decoder is False"):
@@ -542,7 +544,7 @@ class TestErrors:
         ids = batch["input_ids"]
         with pytest.raises(ValueError, match=r"labels must be integers \[batch, tokens\] = \[3, 19\], got .*\[3, 5\]"):
             model(ids, labels=ids[:, :5])
-        with pytest.raises(ValueError, match=r"labels must lie in \[0, 50\)"):
+        with pytest.raises(ValueError, match=r"next_ids must lie in \[0, 50\)"):
             model(ids, next_ids=ids + 49)
         with pytest.raises(ValueError, match="labels must be integers"):
             model(ids, labels=ids.float())

@@ -289,10 +289,11 @@ class AdaptiveSpanModel(AdaptiveSpanPreTrainedModel):
                 f"them, got {len(mems)}"
             )
         for index, memory in enumerate(mems):
-            if memory.dim() != 3 or memory.shape[0] != batch or memory.shape[2] != config.hidden_size:
+            shape = list(memory.shape) if isinstance(memory, Tensor) else type(memory).__name__
+            if len(shape) != 3 or shape[0] != batch or shape[2] != config.hidden_size:
                 raise ValueError(
                     f"mems[{index}] must be [batch, rows, hidden_size] = [{batch}, any, {config.hidden_size}], "
-                    f"got {list(memory.shape)}"
+                    f"got {shape}"
                 )
 
     def _position_key(self, reaches: Sequence[SpanReach | None]) -> Tensor | None:

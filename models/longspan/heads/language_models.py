@@ -27,13 +27,13 @@ class CausalLMOutput(LogitsOutput):
     mems: tuple[Tensor, ...] | None = None
 
 
-def check_words(labels: Tensor, shape: Sequence[int], vocab_size: int) -> None:
-    """Raise ValueError unless ``labels`` are words or -100, one for each token."""
+def check_words(labels: Tensor, shape: Sequence[int], vocab_size: int, name: str = "labels") -> None:
+    """Raise ValueError unless ``labels``, an argument called ``name``, are words or -100, one for each token."""
     if list(labels.shape) != list(shape) or labels.is_floating_point():
         raise ValueError(
-            f"labels must be integers [batch, tokens] = {list(shape)}, got {labels.dtype} {list(labels.shape)}"
+            f"{name} must be integers [batch, tokens] = {list(shape)}, got {labels.dtype} {list(labels.shape)}"
         )
-    check_range("labels", labels.masked_fill(labels == IGNORED, 0), vocab_size, f"vocab_size; {IGNORED}: not scored")
+    check_range(name, labels.masked_fill(labels == IGNORED, 0), vocab_size, f"vocab_size; {IGNORED}: not scored")
 
 
 class LanguageModelHead(nn.Module):
@@ -257,6 +257,7 @@ class CausalLMHead(WordHead):
         )
         hidden_states = outputs.last_hidden_state
         if next_ids is not None:
+            check_words(next_ids, hidden_states.shape[:2], self.config.vocab_size, "next_ids")
             labels = next_ids
         elif labels is not None:
             labels = F.pad(labels[:, 1:], (0, 1), value=IGNORED)

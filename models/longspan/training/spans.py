@@ -129,7 +129,6 @@ def plot_text_spans(path: Path | str, text: str, spans: Sequence[float], *, titl
     axes.bar(range(len(text)), spans, color=colours, width=0.85)
     axes.set_xticks(range(len(text)), ["␣" if character == " " else character for character in text], fontsize=9)
     axes.set_xlim(-0.6, len(text) - 0.4)
-    axes.set_ylim(0.95 * min(spans), 1.02 * max(spans))
     axes.set_ylabel("span in tokens")
     axes.set_title(title, fontsize=10)
     axes.spines[["top", "right"]].set_visible(False)
