@@ -200,7 +200,9 @@ def to_tensor2tensor(model: nn.Module, scope: str = "universal_transformer", sha
     one_table = config.tie_word_embeddings and (config.share_embeddings or not config.is_encoder_decoder)
     state_dict, variables = model.state_dict(), {}
     for name, kind, variable, transform in _entries(model):
-        array = transform.outward(state_dict[name].detach().cpu()).contiguous().numpy()
+        tensor = state_dict[name].detach().cpu()
+        tensor = tensor.float() if tensor.dtype == torch.bfloat16 else tensor  # which numpy lacks
+        array = transform.outward(tensor).contiguous().numpy()
         if kind == "table":
             rows = f"{scope}/symbol_modality_{array.shape[0]}_{array.shape[1]}"
             names = [table for table in TABLES[variable] if one_table or table != "shared"]

@@ -128,7 +128,7 @@ class UniversalTransformerModel(UniversalTransformerPreTrainedModel):
         Args:
             input_ids: ``[B, T]``; with both parts the source, ``[B, S]``.
             attention_mask: 1 = a token, 0 = padding, shaped alike. Padding on either side changes nothing, but where
-                ``skip_padding`` is off. In a decoder alone with a cache its last T columns count.
+                ``skip_padding`` is off or ``position_offset`` is "step". In a decoder alone with a cache its last T columns count.
             decoder_input_ids: ``[B, T]``, the target.
             decoder_attention_mask: ``[B, T]``; with a cache its last T columns count.
             position_ids: ``[B, T]`` of ``input_ids``; by default tokens count from 0.
@@ -319,13 +319,14 @@ class UniversalTransformerModel(UniversalTransformerPreTrainedModel):
 
 
 class _EncoderOf(nn.Module):
-    """The encoder of a model as something that takes ids: a view, which registers nothing."""
+    """The encoder of a model as something that takes ids: a view, whose parameters are those of the encoder's part."""
 
     main_input_name = "input_ids"
 
     def __init__(self, model: UniversalTransformerModel):
         super().__init__()
-        object.__setattr__(self, "model", model)
+        object.__setattr__(self, "model", model)  # not as a part: it has the decoder, too
+        self.embeddings, self.encoder = model.embeddings, model.encoder
 
     def forward(
         self,
