@@ -1,4 +1,4 @@
-"""Builds what the tests of the CUDA kernels run: for the emulator, as PTX, as cubins. Results stay under ``build/cuda``.
+"""Builds what tests of the CUDA kernels run: for the emulator, as PTX, as cubins. Results stay under ``build/cuda``.
 
 What is built is named by everything that goes into it, so that nothing is built twice and nothing stale is used.
 """
@@ -85,7 +85,9 @@ def compile_objects(
         return list(pool.map(compile_one, sources))
 
 
-def emulated_library(types: Sequence[str], head_sizes: Sequence[int], csrc: Path = CSRC, flags: Sequence[str] = ()) -> Path:
+def emulated_library(
+    types: Sequence[str], head_sizes: Sequence[int], csrc: Path = CSRC, flags: Sequence[str] = ()
+) -> Path:
     """The operators of ``csrc/cuda`` for CPU tensors, run by the emulator: a library of ``longspan_emulated``."""
     sizes = f"-DLONGSPAN_HEAD_SIZES={','.join(map(str, head_sizes))}"
     without = " ".join(f"LONGSPAN_LAUNCHERS({name})" for name in ELEMENT_TYPES if name not in types)

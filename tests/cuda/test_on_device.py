@@ -1,6 +1,6 @@
 """On a machine with a GPU: the compiled kernels against the references, every case, type and head size.
 
-    pytest tests/cuda/test_on_device.py
+pytest tests/cuda/test_on_device.py
 """
 
 import pytest

@@ -10,11 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-import torch
 
-from . import cases
-from .building import CSRC, EMULATOR, HEAD_SIZES, built, compile_objects, emulated_library, host_compiler, run
-from .emulated import Emulator
+from .building import CSRC, EMULATOR, built, compile_objects, host_compiler, run
 
 PROGRAM = Path(__file__).parent / "sanitized"
 SANITIZERS = {

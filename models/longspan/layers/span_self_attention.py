@@ -289,6 +289,10 @@ class SpanSelfAttention(nn.Module):
         if not span.numel():
             return everything
         longest = span.detach().amax((0, 2)).tolist()
+        if any(math.isnan(value) for value in longest):
+            raise ValueError(
+                "spans are not finite: training has diverged. Try a lower learning rate, or a longer warm-up"
+            )
         return SpanReach(head_windows(longest, self.num_heads, self.ramp, self.max_span))
 
     def _draw_dropout(self, device) -> Tensor | None:

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import Dataset
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments, default_data_collator
@@ -17,6 +16,7 @@ from longspan.data.streams import Ids
 from longspan.training.adagrad import ClippedAdagrad, linear_warmup
 from longspan.training.checkpoints import load_finished
 from longspan.training.fine_tuning import has_fast_bf16
+from longspan.training.parameters import parameter_groups
 from longspan.training.progress import ProgressCallback
 from longspan.training.spans import SpanCallback
 from longspan.training.streams import StreamTrainer
@@ -61,32 +61,6 @@ class LanguageModelRecipe:
     def windows(self) -> int:
         """How many windows the run reads."""
         return self.steps * self.batch_size * self.accumulate
-
-
-def parameter_groups(model: Any, weight_decay: float, span_rate: float | None = None) -> list[dict[str, Any]]:
-    """Trained parameters: matrices of linear maps, which decay, and the others, which do not.
-
-    Args:
-        model: the model.
-        weight_decay: of matrices.
-        span_rate: makes learnt spans a third group, with this learning rate.
-    """
-    decaying = {id(module.weight) for module in model.modules() if isinstance(module, nn.Linear)}
-    embeddings = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
-    spans = {id(parameter) for parameter in model.span_parameters()} if hasattr(model, "span_parameters") else set()
-    groups: dict[str, list[nn.Parameter]] = {"matrices": [], "others": [], "spans": []}
-    for parameter in model.parameters():
-        if parameter.requires_grad:
-            apart = span_rate is not None and id(parameter) in spans
-            decays = id(parameter) in decaying - embeddings - spans
-            groups["spans" if apart else "matrices" if decays else "others"].append(parameter)
-    made = [
-        {"params": groups["matrices"], "weight_decay": weight_decay},
-        {"params": groups["others"], "weight_decay": 0.0},
-    ]
-    if groups["spans"]:
-        made.append({"params": groups["spans"], "weight_decay": 0.0, "lr": span_rate})
-    return made
 
 
 def build_optimizer(model: Any, recipe: LanguageModelRecipe) -> tuple[torch.optim.Optimizer, LambdaLR | None]:

@@ -20,6 +20,7 @@ from transformers import Trainer, TrainingArguments
 from longspan.data.streams import ContiguousRows, Ids, StreamBatches, check_ids, collate_rows
 from longspan.training.adagrad import ClippedAdagrad
 from longspan.training.checkpoints import last_checkpoint, load_finished
+from longspan.training.parameters import parameter_groups
 from longspan.training.spans import SpanCallback
 from longspan.training.stream_evaluation import stream_nats
 from longspan.training.stream_state import State, StreamPlace, load_states, map_tensors, save_states
@@ -37,7 +38,9 @@ class StreamTrainer(Trainer):
     ```python
     trainer = StreamTrainer(
         model=longspan.AdaptiveSpanForCausalLM(config),
-        args=TrainingArguments("runs/mine", max_steps=10_000, per_device_train_batch_size=16, save_steps=500),
+        args=TrainingArguments(
+            "runs/mine", max_steps=10_000, learning_rate=1e-3, per_device_train_batch_size=16, save_steps=500
+        ),
         train_dataset=ids,  # token ids of the whole text, a 1-D integer array
         eval_dataset=held_out_ids,
         block_size=512,
@@ -117,6 +120,15 @@ class StreamTrainer(Trainer):
             persistent_workers=self.args.dataloader_persistent_workers,
             generator=torch.Generator(),  # so that nothing is drawn from the generator that the model uses
         )
+
+    def get_decay_parameter_names(self, model: Any) -> list[str]:
+        """What ``weight_decay`` applies to: matrices of linear maps. Spans and embeddings of positions have none."""
+        matrices, *_ = parameter_groups(model, 0.0)
+        decaying = {id(parameter) for parameter in matrices["params"]}
+        return [name for name, parameter in model.named_parameters() if id(parameter) in decaying]
+
+    def predict(self, *args: Any, **kwargs: Any) -> Any:
+        raise ValueError("a stream is not predicted text by text: evaluate(ids) gives its loss, the model the rest")
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
         """Train; with ``resume_from_checkpoint=True`` from the last complete checkpoint, where there is one."""

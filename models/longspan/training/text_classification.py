@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
-from longspan.training.language_modeling import parameter_groups
+from longspan.training.parameters import parameter_groups
 from longspan.training.progress import ProgressCallback
 
 

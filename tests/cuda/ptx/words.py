@@ -143,9 +143,7 @@ def move_matrices(rows: np.ndarray, transposed: bool) -> list[np.ndarray]:
     return [np.ascontiguousarray(pairs[:, i]).reshape(-1) for i in range(4)]
 
 
-def matrix_product(
-    a: list[np.ndarray], b: list[np.ndarray], c: list[np.ndarray], is_bf16: bool
-) -> list[np.ndarray]:
+def matrix_product(a: list[np.ndarray], b: list[np.ndarray], c: list[np.ndarray], is_bf16: bool) -> list[np.ndarray]:
     """mma.m16n8k16: words ``[warps, 32]`` of a (4), b (2) and c (4) -> the four words of a b + c, by the PTX manual."""
 
     def halves(word: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
