@@ -85,9 +85,7 @@ def compile_objects(
         return list(pool.map(compile_one, sources))
 
 
-def emulated_library(
-    types: Sequence[str], head_sizes: Sequence[int], csrc: Path = CSRC, flags: Sequence[str] = ()
-) -> Path:
+def emulated_library(types: Sequence[str], head_sizes: Sequence[int], flags: Sequence[str] = ()) -> Path:
     """The operators of ``csrc/cuda`` for CPU tensors, run by the emulator: a library of ``longspan_emulated``."""
     sizes = f"-DLONGSPAN_HEAD_SIZES={','.join(map(str, head_sizes))}"
     without = " ".join(f"LONGSPAN_LAUNCHERS({name})" for name in ELEMENT_TYPES if name not in types)
@@ -96,17 +94,17 @@ def emulated_library(
     def make(path: Path) -> None:
         folder = path.with_suffix("")
         folder.mkdir(exist_ok=True)
-        sources = [(csrc / "cuda" / f"attention_{name}.cu", [sizes]) for name in types]
-        sources += [(csrc / "cuda" / f"{name}.cu", []) for name in OPERATORS]
+        sources = [(CSRC / "cuda" / f"attention_{name}.cu", [sizes]) for name in types]
+        sources += [(CSRC / "cuda" / f"{name}.cu", []) for name in OPERATORS]
         sources += [(EMULATOR / "emulator.cpp", ["-O2"])]
         if without:
             sources += [(EMULATOR / "without_types.cpp", [f"-DLONGSPAN_WITHOUT={without}"])]
-        objects = compile_objects(folder, sources, options, csrc)
+        objects = compile_objects(folder, sources, options, CSRC)
         libraries = [f"-L{TORCH / 'lib'}", "-ltorch", "-ltorch_cpu", "-lc10", f"-Wl,-rpath,{TORCH / 'lib'}"]
         run([host_compiler(), "-shared", *flags, *objects, "-o", path, *libraries, "-pthread", "-Wl,--no-undefined"])
         shutil.rmtree(folder)
 
-    return built("emulated", ".so", [csrc, EMULATOR], [sizes, without, *options], make)
+    return built("emulated", ".so", [CSRC, EMULATOR], [sizes, without, *options], make)
 
 
 def _sizes_for_nvcc(head_sizes: Sequence[int]) -> str:

@@ -1,6 +1,6 @@
 """The kernels under AddressSanitizer and ThreadSanitizer, and faults planted in them, which the checks must find.
 
-The emulator lets threads run until they wait, so that a race does not show in results: ThreadSanitizer is what finds it.
+The emulator lets threads run until they wait, so that races do not show in results: ThreadSanitizer finds them.
 """
 
 import os

@@ -13,7 +13,8 @@ from transformers.modeling_outputs import CausalLMOutput
 from longspan.data.byte_windows import RandomWindows
 from longspan.training.bits_per_byte import bits_per_byte, scored_windows
 from longspan.training.checkpoints import last_checkpoint
-from longspan.training.language_modeling import LanguageModelRecipe, build_trainer, parameter_groups
+from longspan.training.language_modeling import LanguageModelRecipe, build_trainer
+from longspan.training.parameters import parameter_groups
 from longspan.training.progress import ProgressCallback
 
 TEXT = np.frombuffer(b"the quick brown fox jumps over the lazy dog. " * 40, dtype=np.uint8)
