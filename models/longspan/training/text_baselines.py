@@ -33,8 +33,7 @@ class BiLstmEncoder(nn.Module):
             return _tokens(self.lstm(x)[0])
         lengths = mask.sum(1).clamp(min=1).cpu()  # an empty text is read as one word, which is zero
         packed = pack_padded_sequence(x, lengths, batch_first=True, enforce_sorted=False)
-        states: Any = self.lstm(packed)[0]
-        out, _ = pad_packed_sequence(states, batch_first=True, total_length=length)
+        out = pad_packed_sequence(self.lstm(packed)[0], batch_first=True, total_length=length)[0]
         return _tokens(out.masked_fill(~mask[..., None], 0.0))
 
 
