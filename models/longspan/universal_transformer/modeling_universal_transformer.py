@@ -128,7 +128,8 @@ class UniversalTransformerModel(UniversalTransformerPreTrainedModel):
         Args:
             input_ids: ``[B, T]``; with both parts the source, ``[B, S]``.
             attention_mask: 1 = a token, 0 = padding, shaped alike. Padding on either side changes nothing, but where
-                ``skip_padding`` is off or ``position_offset`` is "step". In a decoder alone with a cache its last T columns count.
+                ``skip_padding`` is off or ``position_offset`` is "step". In a decoder alone with a cache its last T
+                columns count.
             decoder_input_ids: ``[B, T]``, the target.
             decoder_attention_mask: ``[B, T]``; with a cache its last T columns count.
             position_ids: ``[B, T]`` of ``input_ids``; by default tokens count from 0.
