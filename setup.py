@@ -1,4 +1,4 @@
-"""Build ``longspan._C``, the compiled kernels, from ``csrc/``: CPU always, CUDA where nvcc is found.
+"""Build ``longspan._C``, the compiled kernels, from ``csrc/``: CPU always, CUDA where torch has it or it is asked for.
 
 LibTorch's stable ABI and Python's limited API: one build serves CPython >= 3.10 and torch >= 2.13. CUDA sources are
 compiled beside a CPU torch too (they need only its headers), so no GPU is needed to build. Without a C++ compiler the
@@ -6,9 +6,12 @@ package installs all the same and runs its PyTorch reference operators; ``python
 """
 
 import os
+import re
 import shutil
+import subprocess
 from pathlib import Path
 
+import torch
 import torch.utils.cpp_extension as torch_build
 from setuptools import setup
 
@@ -17,15 +20,28 @@ STABLE_ABI = "-DTORCH_TARGET_VERSION=0x020d000000000000"  # torch 2.13
 CUDA_ARCHITECTURES = "8.0 9.0 10.0 12.0+PTX"
 
 
+def wants_cuda() -> bool:
+    """CUDA kernels serve a torch that was built with CUDA; beside another one they are built on request."""
+    if os.environ.get("LONGSPAN_NO_CUDA"):
+        return False
+    return torch.version.cuda is not None or "TORCH_CUDA_ARCH_LIST" in os.environ
+
+
 def find_cuda_home() -> str | None:
+    """Where nvcc says that it is: what is on the path may be a script that calls it."""
     nvcc = shutil.which("nvcc", path=os.environ.get("CUDA_HOME", "/nowhere") + "/bin") or shutil.which("nvcc")
-    return str(Path(nvcc).resolve().parent.parent) if nvcc else None
+    if nvcc is None:
+        print("longspan: no nvcc found, installing without CUDA kernels (on a GPU the PyTorch references run)")
+        return None
+    said = subprocess.run([nvcc, "--dryrun", "-E", "-x", "cu", os.devnull], capture_output=True, text=True).stderr
+    here = re.search(r"_HERE_=(.*)", said)
+    return str((Path(here[1]) if here else Path(nvcc).resolve().parent).parent)
 
 
 def extension():
     cuda_sources = sorted(map(str, CSRC.glob("cuda/*.cu")))
     libraries, library_dirs = [], []
-    if cuda_sources and not os.environ.get("LONGSPAN_NO_CUDA") and (cuda_home := find_cuda_home()):
+    if wants_cuda() and (cuda_home := find_cuda_home()):
         # CUDAExtension would link libtorch_cuda, which a CPU torch lacks and the stable ABI does not need.
         torch_build.CUDA_HOME = cuda_home
         os.environ.setdefault("TORCH_CUDA_ARCH_LIST", CUDA_ARCHITECTURES)
