@@ -101,6 +101,7 @@ VARIANTS = {
     ),
     "lstm": dict(recurrence_type="lstm", add_step_timing_signal=False),
     "dwa": dict(recurrence_type="dwa"),
+    "dwa, signals concatenated": dict(recurrence_type="dwa", add_or_concat_timing_signal="concat"),
     "global": dict(act_type="global"),
 }
 
