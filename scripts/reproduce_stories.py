@@ -8,8 +8,8 @@ Dehghani et al. 2019, section 3.1: each sentence is one vector, facts and questi
 one of a fixed list. One model learns all tasks together. The picture shows the steps of every sentence of three
 stories, and the mean by number of supporting facts, which in the paper grows with them.
 
-What differs from the paper: the stories are drawn here, in words of our own, so that figures on them and the paper's do
-not compare. The ponder cost weighs 0.001, a tenth of the usual: with more, sentences soon take one step or two, whatever
+What differs from the paper: the stories are drawn here, in words of our own, so that figures on them and the paper's
+do not compare. The ponder cost weighs 0.001, a tenth of the usual: with more, sentences soon take one step or two, whatever
 they are about. Scaled down, the model is half as wide, and trains for minutes.
 """
 
