@@ -9,8 +9,8 @@ one of a fixed list. One model learns all tasks together. The picture shows the 
 stories, and the mean by number of supporting facts, which in the paper grows with them.
 
 What differs from the paper: the stories are drawn here, in words of our own, so that figures on them and the paper's
-do not compare. The ponder cost weighs 0.001, a tenth of the usual: with more, sentences soon take one step or two, whatever
-they are about. Scaled down, the model is half as wide, and trains for minutes.
+do not compare. The ponder cost weighs 0.001, a tenth of the usual: with more, sentences soon take one step or two,
+whatever they are about. Scaled down, the model is half as wide, and trains for minutes.
 """
 
 import argparse
