@@ -161,7 +161,7 @@ def build_trainer(
         model=model,
         args=arguments,
         train_dataset=drawn,
-        eval_dataset=[dict(row) for row in rows["validation"].select(range(min(256, len(rows["validation"]))))],
+        eval_dataset=[dict(row) for row in rows["validation"].select(range(min(256, len(rows["validation"]))))],  # pyright: ignore
         data_collator=DataCollatorForSeq2Seq(tokenizer, model),
         callbacks=[ProgressCallback(options.model)],
     )

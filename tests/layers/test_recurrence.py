@@ -97,7 +97,7 @@ def test_reading_all_earlier_states(depth_embedding, per_feature, block, hidden)
         for depth in range(step):  # one less than there are: as the original
             slot = slots[depth]
             if depth_embedding:
-                slot = slot + recurrence.depth_embedding.weight[depth] * WIDTH**0.5
+                slot = slot + recurrence.depth_embedding.weight[depth] * WIDTH**0.5  # pyright: ignore
             read += slot * recurrence.weigh(slot).softmax(-1)
         slots.append(block(read + signal(step)))
     torch.testing.assert_close(outcome.output, slots[-1])

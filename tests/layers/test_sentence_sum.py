@@ -21,7 +21,7 @@ def test_begins_as_a_plain_sum_and_order_matters_once_learnt():
     swapped = [torch.tensor([[[3, 4]]]), torch.tensor([[[4, 3]]])]
     torch.testing.assert_close(layer(swapped[0]), layer(swapped[1]))
     layer(swapped[0]).square().sum().backward()
-    layer.places.data -= layer.places.grad
+    layer.places.data -= layer.places.grad  # pyright: ignore
     assert not torch.allclose(layer(swapped[0]), layer(swapped[1]))
 
 

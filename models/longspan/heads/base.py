@@ -54,7 +54,8 @@ class Head(LongspanPreTrainedModel):
     def __init__(self, config):
         super().__init__(config)
         self.num_labels = config.num_labels
-        self._output_names = [field.name for field in fields(self.output_class)]  # a compiled graph cannot ask for them
+        of_output = fields(self.output_class)  # pyright: ignore[reportArgumentType]
+        self._output_names = [field.name for field in of_output]  # a compiled graph cannot ask for them
         options = {"add_pooling_layer": self.needs_pooler} if self.has_pooler else {}
         setattr(self, self.base_model_prefix, self.backbone_class(config, **options))
         self.build_head(config)

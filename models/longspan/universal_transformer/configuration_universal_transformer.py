@@ -151,7 +151,7 @@ class UniversalTransformerConfig(LongspanConfig):
         weighted sums, and the last step halts all. Fields as the constructor takes them.
         """
         fields["recurrence_options"] = SAVING | dict(fields.get("recurrence_options") or {})
-        return cls(**{"recurrence": "act"} | fields)
+        return cls(**({"recurrence": "act"} | fields))  # pyright: ignore[reportArgumentType]
 
     @property
     def head_size(self) -> int:

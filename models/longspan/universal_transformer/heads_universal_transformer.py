@@ -101,9 +101,9 @@ class _ReadsTexts(_WithHead):
             return super().rate(outputs, attention_mask)  # type: ignore[misc]
         hidden = outputs.last_hidden_state
         if attention_mask is None:
-            return self.classifier(hidden.mean(1))
+            return self.classifier(hidden.mean(1))  # pyright: ignore
         tokens = (attention_mask != 0)[..., None].to(hidden.dtype)
-        return self.classifier((hidden * tokens).sum(1) / tokens.sum(1).clamp(min=1))
+        return self.classifier((hidden * tokens).sum(1) / tokens.sum(1).clamp(min=1))  # pyright: ignore
 
 
 class UniversalTransformerForSequenceClassification(_ReadsTexts, SequenceClassificationHead):

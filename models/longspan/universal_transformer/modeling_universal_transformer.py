@@ -40,8 +40,8 @@ class _Wanted:
     @classmethod
     def of(cls, config: UniversalTransformerConfig, attentions: bool | None, hidden_states: bool | None, halting: bool):
         return cls(
-            config.output_attentions if attentions is None else attentions,
-            config.output_hidden_states if hidden_states is None else hidden_states,
+            config.output_attentions if attentions is None else attentions,  # pyright: ignore
+            config.output_hidden_states if hidden_states is None else hidden_states,  # pyright: ignore
             halting,
         )
 

@@ -150,7 +150,7 @@ def matrix_product(a: list[np.ndarray], b: list[np.ndarray], c: list[np.ndarray]
         low, high = word & np.uint32(0xFFFF), word >> np.uint32(16)
         if is_bf16:
             return (low << np.uint32(16)).view(np.float32), (high << np.uint32(16)).view(np.float32)
-        return tuple(part.astype(np.uint16).view(np.float16).astype(np.float32) for part in (low, high))
+        return tuple(part.astype(np.uint16).view(np.float16).astype(np.float32) for part in (low, high))  # pyright: ignore
 
     lane = np.arange(32)
     g, t = lane // 4, lane % 4
