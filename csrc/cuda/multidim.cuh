@@ -121,7 +121,7 @@ __device__ __forceinline__ bool multidim_sees(const MultidimProblem<T>& p, int q
 }
 
 template <class T>
-__global__ void __launch_bounds__(32 * kMultidimWarps, 6)
+__global__ void __launch_bounds__(32 * kMultidimWarps, sizeof(T) == 8 ? 4 : 6)
     multidim_forward(const LONGSPAN_GRID_CONSTANT MultidimProblem<T> p) {
   using W = Wide<T>;
   LONGSPAN_SHARED(shared);
@@ -150,7 +150,7 @@ __global__ void __launch_bounds__(32 * kMultidimWarps, 6)
 }
 
 template <class T>
-__global__ void __launch_bounds__(32 * kMultidimWarps, 6)
+__global__ void __launch_bounds__(32 * kMultidimWarps, sizeof(T) == 8 ? 4 : 6)
     multidim_backward_queries(const LONGSPAN_GRID_CONSTANT MultidimProblem<T> p) {
   using W = Wide<T>;
   LONGSPAN_SHARED(shared);
@@ -178,7 +178,7 @@ __global__ void __launch_bounds__(32 * kMultidimWarps, 6)
 }
 
 template <class T>
-__global__ void __launch_bounds__(32 * kMultidimWarps, 6)
+__global__ void __launch_bounds__(32 * kMultidimWarps, sizeof(T) == 8 ? 4 : 6)
     multidim_backward_keys(const LONGSPAN_GRID_CONSTANT MultidimProblem<T> p) {
   using W = Wide<T>;
   LONGSPAN_SHARED(shared);

@@ -41,7 +41,7 @@ __device__ __forceinline__ void wide_walk(const Problem<T>& problem, const Work&
 }
 
 template <class T>
-__global__ void __launch_bounds__(32 * kWideRows) wide_forward(const LONGSPAN_GRID_CONSTANT Problem<T> problem) {
+__global__ void __launch_bounds__(32 * kWideRows, 4) wide_forward(const LONGSPAN_GRID_CONSTANT Problem<T> problem) {
   using W = Wide<T>;
   LONGSPAN_SHARED(shared);
   Carver carver(shared);
@@ -100,7 +100,7 @@ __device__ __forceinline__ Weights<T> wide_weights(
 }
 
 template <class T>
-__global__ void __launch_bounds__(32 * kWideRows)
+__global__ void __launch_bounds__(32 * kWideRows, 4)
     wide_backward_queries(const LONGSPAN_GRID_CONSTANT Problem<T> problem) {
   using W = Wide<T>;
   LONGSPAN_SHARED(shared);
@@ -126,7 +126,8 @@ __global__ void __launch_bounds__(32 * kWideRows)
 }
 
 template <class T>
-__global__ void __launch_bounds__(32 * kWideRows) wide_backward_keys(const LONGSPAN_GRID_CONSTANT Problem<T> problem) {
+__global__ void __launch_bounds__(32 * kWideRows, 4)
+    wide_backward_keys(const LONGSPAN_GRID_CONSTANT Problem<T> problem) {
   using W = Wide<T>;
   LONGSPAN_SHARED(shared);
   Carver carver(shared);

