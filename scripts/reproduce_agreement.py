@@ -1,10 +1,12 @@
 """Subject-verb agreement with attractors: a language model, asked at the verb for its number.
 
-    python scripts/reproduce_agreement.py                      # minutes on two cores
+    python scripts/reproduce_agreement.py                      # 2 minutes of one core
+    python scripts/reproduce_agreement.py --resume             # after a kill: keeps the rows that were finished
 
 After Linzen et al. 2016 and Dehghani et al. 2019, section 3.2: trained as a language model, a model is right where the
 verb's right form is likelier than the wrong one. An attractor is a noun between subject and verb whose number is not
-the subject's. Training sentences have any number of them up to 5, each further one half as often.
+the subject's. Training sentences have any number of them up to 5, each further one a quarter as often, so that few have
+three or more.
 
 What differs from the paper: its sentences come from Wikipedia, ours from a small grammar (14 nouns, 6 verbs, phrases
 and clauses), so that figures do not compare: what does is how they fall with the number of attractors, and which model
@@ -13,9 +15,7 @@ is ahead.
 
 import argparse
 import os
-import time
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("GOMP_SPINCOUNT", "0")  # threads that wait must not spin: it stalls whatever else computes here
@@ -29,15 +29,16 @@ from longspan.data.epochs import ShuffledEpochs
 from longspan.data.subject_verb import VOCAB_SIZE, AgreementDataset
 from longspan.training.agreement import agreement_accuracy, collate_sentences
 from longspan.training.comparison import (
-    KINDS,
     Kind,
     Setting,
-    add_setting_options,
+    begin_rows,
     chosen_setting,
     comparison_config,
+    recipe_parser,
     train_on,
 )
-from longspan.training.report import heading, table, write_json
+from longspan.training.finished_rows import Row
+from longspan.training.report import heading, table
 from longspan.universal_transformer import UniversalTransformerForCausalLM
 
 ATTRACTORS = range(6)
@@ -69,38 +70,39 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     options = parse(argv)
     transformers_logging.set_verbosity_error()
     setting = chosen_setting(options, SCALED, PAPERS)
+    rows = begin_rows(options, setting)
     heading(f"{setting.sentences} sentences, {setting.updates} updates of {setting.batch}")
     print(f"  width {setting.hidden}, depth {setting.depth}; guessing is right half of the time")
-    found = {}
-    for kind in options.models:
-        began = time.process_time()
-        model = train(kind, setting, options)
-        found[kind] = [
-            agreement_accuracy(model, AgreementDataset(options.cases, attractors=[number], seed=0))
-            for number in ATTRACTORS
-        ]
-        print(f"  {kind:<12}{time.process_time() - began:.0f} s of processor time", flush=True)
+
+    def measure(model: Kind) -> Row:
+        trained = train(model, setting, options)
+        parameters = sum(parameter.numel() for parameter in trained.parameters())
+        tests = [AgreementDataset(options.cases, attractors=[number], seed=0) for number in ATTRACTORS]
+        return {"parameters": parameters, "accuracy": [agreement_accuracy(trained, test) for test in tests]}
+
+    finished = rows.complete([{"model": kind} for kind in options.models], measure, describe)
     heading("Accuracy by number of attractors, this run | the paper (on Wikipedia's sentences)")
-    rows = [
-        [kind, *(f"{own:.3f} | {paper:.3f}" for own, paper in zip(found[kind], PAPER[kind], strict=True))]
-        for kind in found
+    cells = [
+        [
+            row["model"],
+            *(f"{own:.3f} | {paper:.3f}" for own, paper in zip(row["accuracy"], PAPER[row["model"]], strict=True)),
+        ]
+        for row in finished
     ]
-    print(table(["", *map(str, ATTRACTORS)], rows))
-    figures = {"setting": vars(setting), "accuracy": found}
-    options.output.mkdir(parents=True, exist_ok=True)
-    write_json(options.output / "figures.json", figures)
-    print(f"\nFigures: {options.output}/figures.json")
-    return figures
+    print(table(["", *map(str, ATTRACTORS)], cells))
+    print(f"\nFigures: {rows.path}")
+    return rows.figures
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
-    parser.add_argument("--models", nargs="+", default=list(KINDS), choices=KINDS)
-    parser.add_argument("--cases", type=int, default=1000, help="sentences for each number of attractors")
-    add_setting_options(parser, SCALED, PAPERS)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--output", type=Path, default=Path("runs/agreement"))
+    parser = recipe_parser(
+        __doc__, SCALED, PAPERS, output="runs/agreement", cases=1000, unit="sentences for each number of attractors"
+    )
     return parser.parse_args(argv)
+
+
+def describe(row: Row) -> str:
+    return f"{row['parameters'] / 1e6:.2f} M parameters, " + " ".join(f"{value:.3f}" for value in row["accuracy"])
 
 
 def train(kind: Kind, setting: Agreements, options: argparse.Namespace) -> Any:

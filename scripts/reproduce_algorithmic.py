@@ -1,6 +1,7 @@
 """Copying, reversing and adding digits: trained on short inputs, tested on inputs up to ten times as long.
 
-    python scripts/reproduce_algorithmic.py                    # minutes on two cores, scaled down
+    python scripts/reproduce_algorithmic.py                    # 15 minutes of one core, scaled down
+    python scripts/reproduce_algorithmic.py --resume           # after a kill: keeps the rows that were finished
     python scripts/reproduce_algorithmic.py --full             # the paper's lengths, 40 and 400: for a GPU
     python scripts/reproduce_algorithmic.py --tasks copy --models UT Transformer --updates 500
 
@@ -15,9 +16,8 @@ sequence is right exactly when greedy generation would write it.
 
 import argparse
 import os
-import time
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("GOMP_SPINCOUNT", "0")  # threads that wait must not spin: it stalls whatever else computes here
@@ -30,16 +30,16 @@ from transformers.utils import logging as transformers_logging
 from longspan.data.algorithmic import VOCAB_SIZE, AlgorithmicDataset, Task
 from longspan.data.sequence_pairs import SequencePairCollator
 from longspan.training.comparison import (
-    KINDS,
     Kind,
     Setting,
-    accuracy_table,
-    add_setting_options,
+    begin_rows,
     chosen_setting,
     comparison_config,
+    recipe_parser,
     train_on,
 )
-from longspan.training.report import heading, write_json
+from longspan.training.finished_rows import Row
+from longspan.training.report import heading, table
 from longspan.training.sequence_accuracy import Accuracy, sequence_accuracy
 from longspan.universal_transformer import UniversalTransformerForConditionalGeneration
 
@@ -63,7 +63,7 @@ class Lengths(Setting):
     test: int = 100
 
 
-SCALED = Lengths()
+SCALED = Lengths(updates=4000, batch=16)
 PAPERS = Lengths(longest=40, test=400, hidden=512, heads=8, depth=6, updates=100_000, batch=128, rate=5e-4, warmup=4000)
 
 
@@ -71,39 +71,45 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     options = parse(argv)
     transformers_logging.set_verbosity_error()
     setting = chosen_setting(options, SCALED, PAPERS)
+    lengths = sorted({setting.longest, min(2 * setting.longest, setting.test), setting.test})
+    rows = begin_rows(options, setting)
     heading(f"Trained on inputs of up to {setting.longest} symbols, tested on up to {setting.test}")
     print(f"  width {setting.hidden}, depth {setting.depth}, {setting.updates} updates of {setting.batch} pairs")
-    short: dict[str, dict[str, Accuracy]] = {kind: {} for kind in options.models}
-    long: dict[str, dict[str, Accuracy]] = {kind: {} for kind in options.models}
-    for task in options.tasks:
-        for kind in options.models:
-            began = time.process_time()
-            model = train(task, kind, setting, options)
-            for found, longest in ((short, setting.longest), (long, setting.test)):
-                found[kind][task] = evaluate(model, task, longest, options.cases)
-            millions = sum(parameter.numel() for parameter in model.parameters()) / 1e6
-            took = time.process_time() - began
-            print(f"  {task:<9}{kind:<12}{millions:.2f} M parameters, {took:.0f} s of processor time", flush=True)
-    heading(f"Characters / sequences right, inputs of up to {setting.longest} symbols")
-    print(accuracy_table(short, options.tasks))
-    heading(f"... of up to {setting.test} symbols, this run | the paper (40 and 400)")
-    print(accuracy_table(long, options.tasks, PAPER))
-    figures = {"setting": vars(setting), f"to {setting.longest}": short, f"to {setting.test}": long}
-    options.output.mkdir(parents=True, exist_ok=True)
-    write_json(options.output / "figures.json", figures)
-    print(f"\nFigures: {options.output}/figures.json")
-    return figures
+
+    def measure(task: Task, model: Kind) -> Row:
+        trained = train(task, model, setting, options)
+        parameters = sum(parameter.numel() for parameter in trained.parameters())
+        found = {f"to {longest}": evaluate(trained, task, longest, options.cases) for longest in lengths}
+        return {"parameters": parameters, **found}
+
+    wanted = [{"task": task, "model": kind} for task in options.tasks for kind in options.models]
+    finished = rows.complete(wanted, measure, lambda row: describe(row, lengths))
+    heading("Characters / sequences right, inputs of up to so many symbols; the paper: trained to 40, tested to 400")
+    header = ["", *(f"to {longest}" for longest in lengths), "the paper"]
+    print(table(header, [[f"{row['task']}, {row['model']}", *cells(row, lengths)] for row in finished]))
+    print(f"\nFigures: {rows.path}")
+    return rows.figures
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
-    parser.add_argument("--tasks", nargs="+", default=list(TASKS), choices=TASKS)
-    parser.add_argument("--models", nargs="+", default=list(KINDS), choices=KINDS)
-    parser.add_argument("--cases", type=int, default=200, help="inputs of each test")
-    add_setting_options(parser, SCALED, PAPERS)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--output", type=Path, default=Path("runs/algorithmic"))
+    parser = recipe_parser(
+        __doc__, SCALED, PAPERS, output="runs/algorithmic", cases=200, unit="inputs of each test", tasks=TASKS
+    )
     return parser.parse_args(argv)
+
+
+def describe(row: Row, lengths: Sequence[int]) -> str:
+    right = ", ".join(f"to {longest}: {show(row[f'to {longest}'])}" for longest in lengths)
+    return f"{row['parameters'] / 1e6:.2f} M parameters, {right}"
+
+
+def cells(row: Row, lengths: Sequence[int]) -> list[str]:
+    published = PAPER.get(row["model"], {}).get(row["task"])
+    return [*(show(row[f"to {longest}"]) for longest in lengths), show(published) if published else "-"]
+
+
+def show(accuracy: Sequence[float]) -> str:
+    return "{:.2f} / {:.2f}".format(*accuracy)
 
 
 def train(task: Task, kind: Kind, setting: Lengths, options: argparse.Namespace) -> Any:
@@ -125,7 +131,7 @@ def train(task: Task, kind: Kind, setting: Lengths, options: argparse.Namespace)
 
 
 def evaluate(model: Any, task: Task, longest: int, cases: int) -> Accuracy:
-    """On inputs of every length up to ``longest``, none of which was drawn for training."""
+    """On inputs of every length up to ``longest``, drawn anew: only of the shortest some were seen in training."""
     return sequence_accuracy(model, AlgorithmicDataset(task, cases, longest=longest, seed=0), SequencePairCollator())
 
 

@@ -1,20 +1,20 @@
-"""Learning to execute: remembering up to 55 digits, to say them again, once where they were shown twice, or backwards.
+"""Learning to execute: remembering digits, to say them again, once where they were shown twice, or backwards.
 
-    python scripts/reproduce_memorisation.py                   # minutes on two cores, scaled down
+    python scripts/reproduce_memorisation.py                   # 7 minutes of one core, scaled down
+    python scripts/reproduce_memorisation.py --resume          # after a kill: keeps the rows that were finished
     python scripts/reproduce_memorisation.py --full            # the paper's 55 digits: for a GPU
     python scripts/reproduce_memorisation.py --tasks control program --digits 3
 
 Zaremba and Sutskever 2014; Dehghani et al. 2019, section 3.4. Lengths are mixed, without a curriculum. "program",
 "control" and "addition" are small Python programs to be run (nesting 2; digits are then those of a number).
 
-What differs from the paper, which does not tell size and steps: scaled down, up to 20 digits.
+What differs from the paper, which does not tell size and steps: scaled down, up to 12 digits in
+place of 55.
 """
 
 import argparse
 import os
-import time
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("GOMP_SPINCOUNT", "0")  # threads that wait must not spin: it stalls whatever else computes here
@@ -28,16 +28,17 @@ from longspan.data import programs
 from longspan.data.programs import ExecutionDataset
 from longspan.data.sequence_pairs import SequencePairCollator
 from longspan.training.comparison import (
-    KINDS,
     Kind,
     Setting,
     accuracy_table,
-    add_setting_options,
+    begin_rows,
     chosen_setting,
     comparison_config,
+    recipe_parser,
     train_on,
 )
-from longspan.training.report import heading, write_json
+from longspan.training.finished_rows import Row
+from longspan.training.report import heading
 from longspan.training.sequence_accuracy import Accuracy, sequence_accuracy
 from longspan.universal_transformer import UniversalTransformerForConditionalGeneration
 
@@ -70,11 +71,11 @@ class Digits(Setting):
         nesting: most operations of a program.
     """
 
-    digits: int = 20
+    digits: int = 12
     nesting: int = 2
 
 
-SCALED = Digits()
+SCALED = Digits(updates=1500, batch=16)
 PAPERS = Digits(digits=55, hidden=512, heads=8, depth=6, updates=100_000, batch=128, rate=5e-4, warmup=4000)
 
 
@@ -82,35 +83,44 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     options = parse(argv)
     transformers_logging.set_verbosity_error()
     setting = chosen_setting(options, SCALED, PAPERS)
+    rows = begin_rows(options, setting)
     heading(f"{', '.join(options.tasks)}: up to {setting.digits} digits")
     print(f"  width {setting.hidden}, depth {setting.depth}, {setting.updates} updates of {setting.batch} pairs")
+
+    def measure(task: programs.Kind, model: Kind) -> Row:
+        trained = train(task, model, setting, options)
+        test = ExecutionDataset(task, options.cases, length=setting.digits, nesting=setting.nesting, seed=0)
+        parameters = sum(parameter.numel() for parameter in trained.parameters())
+        return {"parameters": parameters, "accuracy": sequence_accuracy(trained, test, SequencePairCollator())}
+
+    wanted = [{"task": task, "model": kind} for task in options.tasks for kind in options.models]
+    finished = rows.complete(wanted, measure, describe)
     found: dict[str, dict[str, Accuracy]] = {kind: {} for kind in options.models}
-    for task in options.tasks:
-        for kind in options.models:
-            began = time.process_time()
-            model = train(task, kind, setting, options)
-            test = ExecutionDataset(task, options.cases, length=setting.digits, nesting=setting.nesting, seed=0)
-            found[kind][task] = sequence_accuracy(model, test, SequencePairCollator())
-            took = time.process_time() - began
-            print(f"  {task:<9}{kind:<12}{took:.0f} s of processor time", flush=True)
-    heading("Characters / sequences right, this run | the paper")
+    for row in finished:
+        found[row["model"]][row["task"]] = Accuracy(*row["accuracy"])
+    heading("Characters / sequences right, this run | the paper (55 digits)")
     print(accuracy_table(found, options.tasks, PAPER))
-    figures = {"setting": vars(setting), "accuracy": found}
-    options.output.mkdir(parents=True, exist_ok=True)
-    write_json(options.output / "figures.json", figures)
-    print(f"\nFigures: {options.output}/figures.json")
-    return figures
+    print(f"\nFigures: {rows.path}")
+    return rows.figures
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
-    parser.add_argument("--tasks", nargs="+", default=["copy", "double", "reverse"], choices=programs.KINDS)
-    parser.add_argument("--models", nargs="+", default=list(KINDS), choices=KINDS)
-    parser.add_argument("--cases", type=int, default=300, help="texts of each test")
-    add_setting_options(parser, SCALED, PAPERS)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--output", type=Path, default=Path("runs/memorisation"))
+    chosen = ("copy", "double", "reverse")
+    parser = recipe_parser(
+        __doc__,
+        SCALED,
+        PAPERS,
+        output="runs/memorisation",
+        cases=300,
+        unit="texts of each test",
+        tasks=programs.KINDS,
+        chosen=chosen,
+    )
     return parser.parse_args(argv)
+
+
+def describe(row: Row) -> str:
+    return "{:.2f} M parameters, {:.2f} / {:.2f}".format(row["parameters"] / 1e6, *row["accuracy"])
 
 
 def train(task: programs.Kind, kind: Kind, setting: Digits, options: argparse.Namespace) -> Any:

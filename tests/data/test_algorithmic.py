@@ -21,7 +21,8 @@ def number(ids):
 def test_copies_and_reversals(task):
     for item in items(task, longest=20):
         ids, labels = item["input_ids"], item["labels"]
-        assert ids.dtype == labels.dtype == torch.int64 and labels[-1] == END
+        assert ids.dtype == labels.dtype == torch.int64 and ids[-1] == labels[-1] == END
+        ids = ids[:-1]
         assert torch.equal(labels[:-1], ids if task == "copy" else ids.flip(0))
         assert int(ids.min()) >= ZERO and int(ids.max()) < PLUS
 
@@ -29,7 +30,7 @@ def test_copies_and_reversals(task):
 def test_sums_are_those_of_python_units_first():
     for item in items("addition", longest=30):
         ids, labels = item["input_ids"].tolist(), item["labels"].tolist()
-        assert ids.count(PLUS) == 1 and labels[-1] == END
+        assert ids.count(PLUS) == 1 and ids.pop() == labels[-1] == END
         plus = ids.index(PLUS)
         assert number(labels[:-1]) == number(ids[:plus]) + number(ids[plus + 1 :])
         for digits in (ids[:plus], ids[plus + 1 :], labels[:-1]):
@@ -45,10 +46,11 @@ def test_a_long_carry():
 @pytest.mark.parametrize(("task", "least"), [("copy", 1), ("reverse", 1), ("addition", 3)])
 def test_every_length_and_symbol_occurs(task, least):
     drawn = items(task, 2000, longest=10)
-    lengths = Counter(len(item["input_ids"]) for item in drawn)
+    lengths = Counter(len(item["input_ids"]) - 1 for item in drawn)
     assert set(lengths) == set(range(least, 11)) and min(lengths.values()) > 100
-    assert len({int(symbol) for item in drawn for symbol in item["input_ids"]}) == (11 if task == "addition" else 10)
-    assert {len(item["input_ids"]) for item in items(task, 50, longest=8, shortest=8)} == {8}
+    symbols = {int(symbol) for item in drawn for symbol in item["input_ids"][:-1]}
+    assert len(symbols) == (11 if task == "addition" else 10)
+    assert {len(item["input_ids"]) for item in items(task, 50, longest=8, shortest=8)} == {9}
 
 
 def test_items_depend_on_seed_and_number_alone():

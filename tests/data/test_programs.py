@@ -52,7 +52,7 @@ def test_items_are_characters_and_repeat(kind):
     dataset, longer = ExecutionDataset(kind, 5, length=4, seed=3), ExecutionDataset(kind, 50, length=4, seed=3)
     for index in range(5):
         item, (given, wanted) = dataset[index], dataset.text(index)
-        assert decode(item["input_ids"].tolist()) == given
+        assert int(item["input_ids"][-1]) == END and decode(item["input_ids"].tolist()) == given
         assert int(item["labels"][-1]) == END and decode([*item["labels"].tolist(), 5]) == wanted
         assert longer.text(index) == dataset.text(index)
     assert longer.text(7) != ExecutionDataset(kind, 50, length=4, seed=4).text(7)

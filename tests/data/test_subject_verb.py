@@ -78,7 +78,7 @@ def test_variety_and_frequencies():
     dataset = AgreementDataset(3000)
     sentences = [dataset.sentence(index) for index in range(3000)]
     counts = Counter(sentence.attractors for sentence in sentences)
-    assert set(counts) == set(range(6)) and counts[0] > 1.7 * counts[1] > 2.5 * counts[2]
+    assert set(counts) >= set(range(5)) and counts[0] > 3 * counts[1] > 9 * counts[2] > 9 * counts[3]
     assert len({sentence.words for sentence in sentences}) > 2900
     assert len({sentence.subject for sentence in sentences}) > 5
     plural = sum(sentence.words[sentence.subject] in PLURAL for sentence in sentences)

@@ -16,26 +16,37 @@ def test_every_model_and_task_runs_and_is_counted(script, name, tmp_path, capsys
     arguments = [*SMALL, "--updates", "10", "--tasks", *tasks, *size, "--output", str(tmp_path)]
     figures = module.main(arguments)
     shown = capsys.readouterr().out
-    counted = [value for key, value in figures.items() if key != "setting"]
-    for found in counted:
-        assert list(found) == ["UT", "UT + ACT", "Transformer"]
-        assert all(list(found[kind]) == tasks for kind in found)
-        assert all(0 <= value <= 1 for kind in found for accuracy in found[kind].values() for value in accuracy)
+    models = ["UT", "UT + ACT", "Transformer"]
+    assert [(row["task"], row["model"]) for row in figures["rows"]] == [(t, model) for t in tasks for model in models]
+    measured = ["to 4", "to 8"] if name == "reproduce_algorithmic" else ["accuracy"]
+    assert all(0 <= value <= 1 for row in figures["rows"] for key in measured for value in row[key])
+    assert all(row["parameters"] > 1000 and row["seconds"] >= 0 for row in figures["rows"])
     for kind, published in module.PAPER.items():
         for task in tasks:
-            characters, sequences = published[task]
-            assert re.search(rf"^  {kind} .*\| {characters:.2f} / {sequences:.2f}", shown, re.MULTILINE), (kind, task)
-    assert re.search(r"^  UT \+ ACT .*\| -$", shown, re.MULTILINE), "none was published"
+            figures_of = "{:.2f} / {:.2f}".format(*published[task])
+            line = (
+                rf"^  {task}, {kind} .* {figures_of}$"
+                if name == "reproduce_algorithmic"
+                else rf"^  {kind} .*\| {figures_of}"
+            )
+            assert re.search(line, shown, re.MULTILINE), (kind, task)
+    assert re.search(r"^  (copy, )?UT \+ ACT .* -$", shown, re.MULTILINE), "none was published"
     kept = json.loads((tmp_path / "figures.json").read_text())
     assert kept["setting"]["updates"] == 10 and kept["setting"]["hidden"] == 32
+
+    module.main([*arguments, "--resume"])
+    again = capsys.readouterr().out
+    assert again.count("from the earlier run") == 6 and shown.splitlines()[-8:-3] == again.splitlines()[-8:-3]
+    with pytest.raises(SystemExit, match=r"seed = 0 \(now 3\)"):
+        module.main([*arguments, "--resume", "--seed", "3"])
 
 
 def test_a_universal_transformer_learns_to_copy(script, tmp_path):
     module = script("reproduce_algorithmic")
     size = ["--updates", "300", "--rate", "5e-3", "--longest", "5", "--test", "10"]
     figures = module.main([*SMALL, *size, "--tasks", "copy", "--models", "UT", "--output", str(tmp_path)])
-    short, long = (figures[key]["UT"]["copy"] for key in ("to 5", "to 10"))
-    assert short.characters > 0.9 and short.characters > long.characters > 0.3  # guessing: 0.1
+    short, long = (figures["rows"][0][key].characters for key in ("to 5", "to 10"))
+    assert short > 0.9 and short > long > 0.3  # guessing: 0.1
 
 
 def test_places_reach_to_the_end_of_the_longest_test(script, tmp_path, monkeypatch):
@@ -59,7 +70,7 @@ def test_places_reach_to_the_end_of_the_longest_test(script, tmp_path, monkeypat
         ]
     )
     config = made[0].config
-    last = config.max_position_offset - 1 + 7  # place of the end behind the longest output, counted from 0
+    last = config.max_position_offset - 1 + 7  # place of the end behind the longest text, counted from 0
     assert config.position_offset == "random" and last == 30 + 1 - 1 + 1
 
 

@@ -80,10 +80,18 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(module, tmp_path, monke
     with pytest.raises(SystemExit, match="hidden = 32"):
         module.main([*OPTIONS, "--hidden", "16", "--output", str(tmp_path / "killed"), "--resume"])
     resumed = module.main([*OPTIONS, "--output", str(tmp_path / "killed"), "--resume"])
-    assert resumed["BLEU"] == whole["BLEU"]
+    assert resumed == whole, "loss curve, validation and BLEU"
     expected, found = (load_file(tmp_path / run / "model" / "model.safetensors") for run in ("whole", "killed"))
     for name in expected:
         assert torch.equal(expected[name], found[name]), name
+
+    with monkeypatch.context() as patch:  # killed behind the last update, before the figures
+        patch.setattr(
+            ProgressCallback, "on_step_end", lambda *args, **more: pytest.fail("there is nothing left to learn")
+        )
+        assert module.main([*OPTIONS, "--output", str(tmp_path / "killed"), "--resume"]) == whole
+    with pytest.raises(SystemExit):
+        module.main([*OPTIONS, "--save-every", "25", "--output", str(tmp_path / "third")])
 
 
 def test_long_verses_are_left_out(module):

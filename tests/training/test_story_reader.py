@@ -2,8 +2,8 @@ import pytest
 import torch
 
 from longspan.data.stories import ANSWERS, StoryCollator, StoryDataset, encode_story, make_story
-from longspan.training.halting_picture import draw_halting, steps_of_sentences
-from longspan.training.story_reader import StoryReader, mean_and_spread, read, reader_config
+from longspan.training.halting_picture import draw_halting, ponder_story
+from longspan.training.story_reader import StoryReader, read, reader_config
 from longspan.universal_transformer import UniversalTransformerConfig
 
 
@@ -51,27 +51,30 @@ def test_reads_all_stories_by_task():
     assert [reading.stories for reading in found.values()] == [11, 10, 10]
     for task, reading in found.items():
         own = [stories.story(i) for i in range(31) if stories.story(i).task == task]
-        assert reading.supporting == [len(story.supporting) for story in own]
+        assert reading.supporting == [story.supporting for story in own]
         batch = batch_of(*own)
         with torch.no_grad():
             outputs = model.eval()(batch["input_ids"], batch["attention_mask"])
         wrong = int((outputs.logits.argmax(-1) != batch["labels"]).sum())
         assert reading.wrong == wrong and reading.error == 100 * wrong / len(own)
-        steps = [sum(steps_of_sentences(model, story)) / (len(story.sentences) + 1) for story in own]
-        assert reading.steps == pytest.approx(steps, abs=1e-5) and 1 < min(steps) <= max(steps) <= 5
-    assert mean_and_spread([1.0, 3.0]) == (2.0, 1.0)
+        assert reading.steps == [ponder_story(model, story)[0] for story in own]
+        assert [len(steps) for steps in reading.steps] == [len(story.sentences) + 1 for story in own]
+        assert {count for steps in reading.steps for count in steps} <= set(range(1, 6))
+        answers = [ponder_story(model, story)[1] for story in own]
+        assert sum(said != story.answer for said, story in zip(answers, own, strict=True)) == wrong
 
 
 def test_without_adaptive_computation_there_are_no_steps():
     model = make_reader(recurrence="basic", recurrence_options={})
     assert read(model, StoryDataset((1,), 3, seed=0))[1].steps == []
     with pytest.raises(ValueError, match="recurrence must be 'act'"):
-        steps_of_sentences(model, make_story(1, 0))
+        ponder_story(model, make_story(1, 0))
 
 
-def test_draws_a_picture(tmp_path):
-    stories = [make_story(task, 1) for task in (1, 2, 3)]
+@pytest.mark.parametrize("tasks", [(1,), (1, 2, 3), (4, 4, 16, 20)])
+def test_draws_a_picture(tmp_path, tasks):
     path = tmp_path / "halting.png"
-    draw_halting(path, make_reader(), stories, {1: (2.0, 0.5), 3: (3.0, 1.0)}, {1: (2.3, 0.8), 2: (3.1, 1.1)})
+    series = {"all": {1: (2.0, 0.5), 3: (3.0, 1.0)}, "the paper": {1: (2.3, 0.8), 2: (3.1, 1.1)}}
+    draw_halting(path, make_reader(), [make_story(task, 1) for task in tasks], series)
     assert path.read_bytes().startswith(b"\x89PNG") and path.stat().st_size > 20_000
     assert list(tmp_path.iterdir()) == [path]

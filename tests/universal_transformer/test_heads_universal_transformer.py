@@ -128,6 +128,15 @@ def test_heads_take_the_part_they_need(make_model, ids, tmp_path):
             make_model(name, form)
 
 
+def test_wrong_labels_are_named(make_model, ids):
+    model = make_model("ForConditionalGeneration", "both")
+    for wrong in (50, -5):
+        labels = ids.clone()
+        labels[0, 1] = wrong
+        with pytest.raises(ValueError, match=rf"labels must lie in .* got {wrong}"):
+            model(ids, labels=labels)
+
+
 def test_resized_vocabulary(make_model, ids):
     model = make_model("ForConditionalGeneration", "both")
     before = model(ids, labels=ids).logits

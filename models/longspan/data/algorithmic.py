@@ -1,7 +1,8 @@
 """Sequences of digits to be copied, reversed or added: what a model must compute at every length, not remember.
 
-Numbers are written with their units first, as in the code behind the published figures, so that a sum can be said
-digit by digit with a carry. Ids: 0 padding, 1 the end, 2 to 11 the digits, 12 the plus sign.
+As in the code behind the published figures, numbers are written with their units first, so that a sum can be said digit
+by digit with a carry, and inputs and outputs alike have the end behind them: what reverses finds there where to begin,
+what copies where to stop, at any length. Ids: 0 padding, 1 the end, 2 to 11 the digits, 12 the plus sign.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ Task = Literal["copy", "reverse", "addition"]
 
 
 def draw_input(task: Task, length: int, draw: Random) -> list[int]:
-    """Ids of an input of ``length`` symbols: digits, or for addition two numbers with a plus sign between.
+    """Ids of an input of ``length`` symbols, without the end: digits, or for addition two numbers, a plus sign between.
 
     Raises:
         ValueError: for an unknown task, or a length that is too short for it.
@@ -62,7 +63,7 @@ def solve(task: Task, ids: list[int]) -> list[int]:
 class AlgorithmicDataset(Dataset[dict[str, Tensor]]):
     """Inputs and outputs of one task. Item ``i`` depends on all arguments but ``count``, and on ``i``.
 
-    Each item has ``input_ids`` ``[length]`` and ``labels``, the output with the end behind it; int64.
+    Each item has ``input_ids`` ``[length + 1]`` and ``labels``, the output, both with the end behind them; int64.
 
     Args:
         task: "copy", "reverse" or "addition".
@@ -91,4 +92,4 @@ class AlgorithmicDataset(Dataset[dict[str, Tensor]]):
             raise IndexError(index)
         draw = Random(f"{self.seed} {self.task} {self.shortest} {self.longest} {index}")
         ids = draw_input(self.task, draw.randint(self.shortest, self.longest), draw)
-        return {"input_ids": torch.tensor(ids), "labels": torch.tensor([*solve(self.task, ids), END])}
+        return {"input_ids": torch.tensor([*ids, END]), "labels": torch.tensor([*solve(self.task, ids), END])}

@@ -120,7 +120,7 @@ def write_program(kind: Literal["program", "control", "addition"], length: int, 
 class ExecutionDataset(Dataset[dict[str, Tensor]]):
     """Texts and what to say of them. Item ``i`` depends on all arguments but ``count``, and on ``i``.
 
-    Sizes are mixed: each item draws its own, up to the given ones. Each has ``input_ids`` and ``labels``, int64, labels
+    Sizes are mixed: each item draws its own, up to the given ones. Each has ``input_ids`` and ``labels``, int64, both
     with the end behind them; `text` gives both as text.
 
     Args:
@@ -156,4 +156,4 @@ class ExecutionDataset(Dataset[dict[str, Tensor]]):
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
         given, wanted = self.text(index)
-        return {"input_ids": torch.tensor(encode(given)), "labels": torch.tensor([*encode(wanted), END])}
+        return {"input_ids": torch.tensor([*encode(given), END]), "labels": torch.tensor([*encode(wanted), END])}

@@ -108,8 +108,8 @@ class AgreementDataset(Dataset[dict[str, Any]]):
 
     Args:
         count: number of sentences.
-        attractors: how many each may have; the first is the commonest, each further half as frequent as the one
-            before, as long sentences are rare in text.
+        attractors: how many each may have; the first is the commonest, each further a quarter as frequent as the one
+            before, as such sentences are rare in text.
         seed: of the sentences.
     """
 
@@ -125,7 +125,7 @@ class AgreementDataset(Dataset[dict[str, Any]]):
         if not 0 <= index < self.count:
             raise IndexError(index)
         draw = Random(f"{self.seed} {self.attractors} {index}")
-        weights = [0.5**place for place in range(len(self.attractors))]
+        weights = [0.25**place for place in range(len(self.attractors))]
         return draw_sentence(draw.choices(self.attractors, weights)[0], draw)
 
     def __getitem__(self, index: int) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from transformers.utils import ModelOutput, can_return_tuple
 
 from longspan.heads.base import IGNORED, with_auxiliary
-from longspan.heads.language_models import LinearLanguageModelHead, WordHead
+from longspan.heads.language_models import LinearLanguageModelHead, WordHead, check_words
 
 
 @dataclass
@@ -100,6 +100,7 @@ class SequenceToSequenceHead(WordHead):
             num_items_in_batch: what the loss is divided by, where a batch is one of several of a step.
         """
         if labels is not None and decoder_input_ids is None and decoder_inputs_embeds is None:
+            check_words(labels, labels.shape, self.config.vocab_size)  # before they are the decoder's words
             decoder_input_ids = self.prepare_decoder_input_ids_from_labels(labels)
             if decoder_attention_mask is None:
                 decoder_attention_mask = self.label_mask(labels)

@@ -20,10 +20,13 @@ class SentenceSum(nn.Module):
         super().__init__()
         self.word_embeddings = nn.Embedding(vocab_size, hidden_size, padding_idx=0)
         self.places = nn.Parameter(torch.ones(max_words, hidden_size))
-        nn.init.normal_(self.word_embeddings.weight, std=hidden_size**-0.5)
+        nn.init.normal_(self.word_embeddings.weight, std=0.5 * hidden_size**-0.5)
 
     def forward(self, input_ids: Tensor) -> Tensor:
         """``[B, S, W]`` -> ``[B, S, E]``; word vectors are multiplied by the root of E.
+
+        New word vectors are half as large as a word's elsewhere, so that a sum of a few is about as large as the
+        signal of the place that is added to it.
 
         Raises:
             ValueError: for sentences longer than the mask.

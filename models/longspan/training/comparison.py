@@ -13,7 +13,9 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args
 
 from torch.utils.data import Dataset
+from transformers import TrainerCallback
 
+from longspan.training.finished_rows import FinishedRows
 from longspan.training.language_modeling import LanguageModelRecipe, build_trainer
 from longspan.training.report import table
 from longspan.training.sequence_accuracy import Accuracy
@@ -70,6 +72,50 @@ def add_setting_options(parser: argparse.ArgumentParser, scaled: Setting, full: 
         parser.add_argument(f"--{name}", type=type(small), help=f"default: {small}; --full: {large}")
 
 
+def recipe_parser(
+    description: str | None,
+    scaled: Setting,
+    full: Setting,
+    *,
+    output: str,
+    cases: int,
+    unit: str,
+    tasks: Sequence[str] = (),
+    chosen: Sequence[str] = (),
+) -> argparse.ArgumentParser:
+    """Options that the recipes share: what is compared, its size, and where figures go.
+
+    Args:
+        description: of the script; its first paragraph is shown.
+        scaled: see `add_setting_options`.
+        full: see there.
+        output: folder for figures.
+        cases: how much is tested.
+        unit: what that counts.
+        tasks: that there are; none: no such option.
+        chosen: those done by default; none: all.
+    """
+    parser = argparse.ArgumentParser(description=(description or "").split("\n\n")[0])
+    if tasks:
+        parser.add_argument("--tasks", nargs="+", default=list(chosen or tasks), choices=tasks)
+    parser.add_argument("--models", nargs="+", default=list(KINDS), choices=KINDS)
+    parser.add_argument("--cases", type=int, default=cases, help=f"{unit} (default: {cases})")
+    add_setting_options(parser, scaled, full)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--output", type=Path, default=Path(output), help=f"default: {output}")
+    parser.add_argument("--resume", action="store_true", help="keep the rows that a killed run finished")
+    return parser
+
+
+def begin_rows(options: argparse.Namespace, setting: Setting) -> FinishedRows:
+    """Rows of a recipe with the options of `recipe_parser`; leaves with a message where they cannot go on."""
+    decisive = {**vars(setting), "cases": options.cases, "seed": options.seed}
+    try:
+        return FinishedRows(options.output, decisive, resume=options.resume)
+    except ValueError as error:
+        raise SystemExit(str(error)) from None
+
+
 def chosen_setting(options: argparse.Namespace, scaled: AnySetting, full: AnySetting) -> AnySetting:
     """``scaled``, or with --full ``full``, with what was given in place of their fields."""
     given = {field.name: getattr(options, field.name) for field in fields(scaled)}
@@ -119,10 +165,25 @@ def train_on(
     folder: Path,
     label: str,
     seed: int,
+    save_every: int | None = None,
+    checkpoint: Path | None = None,
+    callbacks: Sequence[TrainerCallback] = (),
 ) -> Any:
     """Train with `transformers.Trainer` on ``items`` in their order, in float32; returns the model in evaluation mode.
 
     Small models gain nothing from bf16, and adaptive computation halts by sums that it would round.
+
+    Args:
+        model: with a loss.
+        items: as many as the setting's updates take.
+        setting: see there.
+        collate: makes a batch.
+        folder: for checkpoints.
+        label: stands before the progress bar.
+        seed: of everything random.
+        save_every: updates between checkpoints, see `build_trainer`; None: none are written.
+        checkpoint: to go on from; None: at the beginning.
+        callbacks: called beside the Trainer's own.
     """
     trainer = build_trainer(
         model,
@@ -132,9 +193,12 @@ def train_on(
         label=label,
         collate=collate,
         measure=lambda _: 0.0,
+        save_every=save_every,
         bf16=False,
     )
-    trainer.train()
+    for callback in callbacks:
+        trainer.add_callback(callback)
+    trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     return model.eval()
 
 

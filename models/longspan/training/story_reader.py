@@ -5,7 +5,6 @@ B stories, S sentences with the question, W words, A answers.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -57,14 +56,14 @@ class Reading:
     Args:
         stories: how many.
         wrong: of them answered wrongly.
-        steps: mean number of steps of each story's sentences; empty without adaptive computation.
-        supporting: number of supporting facts of each story.
+        steps: of each story, those of its sentences, the question last; empty without adaptive computation.
+        supporting: of each story, the numbers of its supporting facts.
     """
 
     stories: int
     wrong: int
-    steps: list[float]
-    supporting: list[int]
+    steps: list[list[int]]
+    supporting: list[tuple[int, ...]]
 
     @property
     def error(self) -> float:
@@ -84,28 +83,22 @@ def read(model: StoryReader, stories: StoryDataset, batch_size: int = 100) -> di
         batch = {name: x.to(device) for name, x in StoryCollator()([stories[number] for number in numbers]).items()}
         outputs = model(batch["input_ids"], batch["attention_mask"])
         wrong = (outputs.logits.argmax(-1) != batch["labels"]).tolist()
-        means = mean_steps(outputs, batch["attention_mask"])
+        steps = steps_of_sentences(outputs, batch["attention_mask"])
         for row, number in enumerate(numbers):
             story = stories.story(number)
             reading = found.setdefault(story.task, Reading(0, 0, [], []))
             reading.stories += 1
             reading.wrong += wrong[row]
-            reading.supporting.append(len(story.supporting))
-            reading.steps += means[row : row + 1]
+            reading.supporting.append(story.supporting)
+            reading.steps += steps[row : row + 1]
     model.train(was_training)
     return found
 
 
-def mean_steps(outputs: Any, attention_mask: Tensor) -> list[float]:
-    """Mean number of steps of the sentences of each story; empty without adaptive computation."""
+def steps_of_sentences(outputs: Any, attention_mask: Tensor) -> list[list[int]]:
+    """Steps of every sentence of each story, padding left out; empty without adaptive computation."""
     if getattr(outputs, "n_updates", None) is None:
         return []
-    mask = attention_mask != 0
-    steps = outputs.n_updates.masked_fill(~mask, 0).sum(1) / mask.sum(1)
-    return steps.tolist()
-
-
-def mean_and_spread(values: Sequence[float]) -> tuple[float, float]:
-    """Mean and standard deviation."""
-    numbers = torch.tensor(list(values), dtype=torch.float64)
-    return float(numbers.mean()), float(numbers.std(correction=0))
+    lengths = attention_mask.sum(1).tolist()
+    steps = outputs.n_updates.long().tolist()
+    return [row[:length] for row, length in zip(steps, lengths, strict=True)]

@@ -125,9 +125,11 @@ class StoryCollator:
     def __call__(self, features: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
         rows = [feature["input_ids"] for feature in features]
         sentences, words = max(map(len, rows)), max(len(sentence) for row in rows for sentence in row)
-        ids = torch.zeros(len(rows), sentences, words, dtype=torch.int64)
-        for story, row in enumerate(rows):
-            for number, sentence in enumerate(row):
-                ids[story, number, : len(sentence)] = torch.tensor(sentence)
+        blank = [0] * words
+        padded = [
+            [*(sentence + blank[len(sentence) :] for sentence in row), *([blank] * (sentences - len(row)))]
+            for row in rows
+        ]
+        ids = torch.tensor(padded)
         labels = torch.tensor([feature["labels"] for feature in features])
         return {"input_ids": ids, "attention_mask": (ids != 0).any(-1).long(), "labels": labels}
