@@ -17,14 +17,31 @@ from setuptools import setup
 
 CSRC = Path("csrc")  # relative: setuptools wants paths relative to this file
 STABLE_ABI = "-DTORCH_TARGET_VERSION=0x020d000000000000"  # torch 2.13
-CUDA_ARCHITECTURES = "8.0 9.0 10.0 12.0+PTX"
+CUDA_ARCHITECTURES = "8.0 9.0 10.0 12.0"
+OLDEST_ARCHITECTURE = (8, 0)  # asynchronous copies, and tensor cores that multiply bfloat16
 
 
 def wants_cuda() -> bool:
     """CUDA kernels serve a torch that was built with CUDA; beside another one they are built on request."""
     if os.environ.get("LONGSPAN_NO_CUDA"):
         return False
-    return torch.version.cuda is not None or "TORCH_CUDA_ARCH_LIST" in os.environ
+    if "TORCH_CUDA_ARCH_LIST" in os.environ:
+        return True
+    here = [torch.cuda.get_device_capability(i) for i in range(torch.cuda.device_count())]
+    if here and max(here) < OLDEST_ARCHITECTURE:
+        print("longspan: the GPUs here are older than the CUDA kernels want (8.0), on them the PyTorch references run")
+        return False
+    return torch.version.cuda is not None
+
+
+def cuda_architectures() -> list[int]:
+    """What TORCH_CUDA_ARCH_LIST asks for: [80, 90] for "8.0 9.0"."""
+    os.environ.setdefault("TORCH_CUDA_ARCH_LIST", CUDA_ARCHITECTURES)
+    flags = " ".join(torch_build._get_cuda_arch_flags())
+    numbers = sorted({int(number) for number in re.findall(r"code=\w+_(\d+)", flags)})
+    if numbers[0] < 80:
+        raise SystemExit(f"TORCH_CUDA_ARCH_LIST: the CUDA kernels want 8.0 or newer, got {numbers[0] / 10}")
+    return numbers
 
 
 def find_cuda_home() -> str | None:
@@ -40,11 +57,17 @@ def find_cuda_home() -> str | None:
 
 def extension():
     cuda_sources = sorted(map(str, CSRC.glob("cuda/*.cu")))
-    libraries, library_dirs = [], []
+    libraries, library_dirs, nvcc_flags = [], [], []
     if wants_cuda() and (cuda_home := find_cuda_home()):
         # CUDAExtension would link libtorch_cuda, which a CPU torch lacks and the stable ABI does not need.
         torch_build.CUDA_HOME = cuda_home
-        os.environ.setdefault("TORCH_CUDA_ARCH_LIST", CUDA_ARCHITECTURES)
+        architectures = cuda_architectures()
+        # One intermediate code, the oldest, for all: most of the time goes into that. It comes along for newer GPUs.
+        code = [*(f"sm_{number}" for number in architectures), f"compute_{architectures[0]}"]
+        nvcc_flags = [
+            f"-gencode=arch=compute_{architectures[0]},code=[{','.join(code)}]",
+            "-DLONGSPAN_CUDA_ARCHITECTURES=" + r"\,".join(map(str, architectures)),
+        ]
         libraries = ["cudart_static", "rt", "dl", "pthread"]
         library_dirs = [f"{cuda_home}/lib64"]
     else:
@@ -56,7 +79,7 @@ def extension():
         include_dirs=[str(CSRC.resolve())],
         extra_compile_args={
             "cxx": ["-O3", "-fno-math-errno", "-Wno-psabi", "-Wno-maybe-uninitialized", STABLE_ABI],
-            "nvcc": ["-O3", STABLE_ABI],
+            "nvcc": ["-O3", STABLE_ABI, *nvcc_flags],
         },
         libraries=libraries,
         library_dirs=library_dirs,

@@ -9,7 +9,7 @@ say() { printf '\n== %s\n' "$*"; }
 say format, lint, types
 $bin/ruff format --check
 $bin/ruff check
-$bin/clang-format --dry-run --Werror csrc/*.cpp csrc/*/*.cpp csrc/*/*.h
+$bin/clang-format --dry-run --Werror csrc/*.cpp csrc/*/*.cpp csrc/*/*.h csrc/*/*.cu csrc/*/*.cuh
 $bin/pyright
 
 say operators and golden data on the PyTorch references alone

@@ -16,7 +16,7 @@ __device__ __forceinline__ void weigh(
   const Row rows[2] = {storage.row_items[first_row + tile_row(0)], storage.row_items[first_row + tile_row(1)]};
   score_pairs<role, N>(problem, work, storage, tile, first_row, rows, columns, scores);
   over_pairs<role, N>(rows, columns, [&](int n, int e, const Query<T>& query, const Key<T>&) {
-    scores[n][e] = scores[n][e] == minus_infinity<W>() ? W(0) : exp2_fast(scores[n][e] - query.lse);
+    scores[n][e] = probability(scores[n][e], query);
   });
   if (!problem.dropout_seed) {
     over_pairs<role, N>(rows, columns, [&](int n, int e, const Query<T>& query, const Key<T>&) {
@@ -31,50 +31,23 @@ __device__ __forceinline__ void weigh(
   }
 }
 
-template <class T, int D>
-__global__ void __launch_bounds__(Shape<T, D, true>::threads, 2)
-    attention_backward_queries(const LONGSPAN_GRID_CONSTANT Problem<T> problem) {
+// Gradients of the queries of a tile; `sums` by factors in units of log 2.
+template <class T, int D, class AnyQuery>
+__device__ __forceinline__ void store_query_gradients(
+    const Problem<T>& problem, const Work& work, const AnyQuery* queries, int first_row,
+    const Wide<T> (&sums)[D / 8][4]) {
   using W = Wide<T>;
-  constexpr int N = Shape<T, D, true>::columns, pitch = kPitch<T, D>;
-  LONGSPAN_SHARED(shared);
-  Carver carver(shared);
-  const Storage<T, D, true, Role::queries> storage(carver);
-  const Pattern& pattern = problem.pattern;
-  Work work;
-  if (!pattern.start<Role::queries>(work, blockIdx.x)) return;
-
-  const int first_row = 16 * warp_id();
-  W sums[D / 8][4];
-#pragma unroll
-  for (int n = 0; n < D / 8; ++n)
-#pragma unroll
-    for (int e = 0; e < 4; ++e) sums[n][e] = 0;
-
-  walk<Role::queries, true>(
-      problem, work, storage, problem.query, problem.grad_out, problem.key, problem.value,
-      [&](int tile, const Key<T>* items, const T* keys, const T* values) {
-        W scores[N / 8][4], gradients[N / 8][4];
-        multiply_rows<T, D, N>(scores, storage.rows[0] + first_row * pitch, keys);
-        multiply_rows<T, D, N>(gradients, storage.rows[1] + first_row * pitch, values);
-        weigh<Role::queries, N, T, D, Query<T>>(problem, work, storage, tile, first_row, items, scores, gradients);
-#pragma unroll
-        for (int n = 0; n < N / 8; ++n)
-#pragma unroll
-          for (int e = 0; e < 4; ++e) gradients[n][e] *= items[score_column(n, e)].factor;
-        add_columns<T, D, N>(sums, gradients, keys);
-      });
-
 #pragma unroll
   for (int r = 0; r < 2; ++r) {
     const int row = first_row + tile_row(r);
     if (row >= work.rows) continue;
-    const int token = storage.row_items[row].token;
+    const int token = queries[row].token;
     W* sums_row = problem.query_sums.at(work, token);
     T* row_gradient = problem.grad_query.at(work, token);
 #pragma unroll
     for (int n = 0; n < D / 8; ++n) {
       const int column = sum_column<T>(n, 0);
-      const W a = sums[n][2 * r] / kLog2e<W>, b = sums[n][2 * r + 1] / kLog2e<W>;  // factors are in units of log 2
+      const W a = sums[n][2 * r] / kLog2e<W>, b = sums[n][2 * r + 1] / kLog2e<W>;
       if (problem.query_sums.data)
         add_pair(sums_row, column, problem.D, a, b);
       else
@@ -83,43 +56,20 @@ __global__ void __launch_bounds__(Shape<T, D, true>::threads, 2)
   }
 }
 
+// Gradients of the keys and values of a tile, whose keys lie in shared memory.
 template <class T, int D>
-__global__ void __launch_bounds__(Shape<T, D, true>::threads, 2)
-    attention_backward_keys(const LONGSPAN_GRID_CONSTANT Problem<T> problem) {
+__device__ __forceinline__ void store_key_gradients(
+    const Problem<T>& problem, const Work& work, const Key<T>* items, const T* keys, int first_row,
+    const Wide<T> (&key_sums)[D / 8][4], const Wide<T> (&value_sums)[D / 8][4]) {
   using W = Wide<T>;
-  constexpr int N = Shape<T, D, true>::columns, pitch = kPitch<T, D>;
-  LONGSPAN_SHARED(shared);
-  Carver carver(shared);
-  const Storage<T, D, true, Role::keys> storage(carver);
   const Pattern& pattern = problem.pattern;
-  Work work;
-  if (!pattern.start<Role::keys>(work, blockIdx.x)) return;
-
-  const int first_row = 16 * warp_id();
-  W key_sums[D / 8][4], value_sums[D / 8][4];
-#pragma unroll
-  for (int n = 0; n < D / 8; ++n)
-#pragma unroll
-    for (int e = 0; e < 4; ++e) key_sums[n][e] = value_sums[n][e] = 0;
-
-  walk<Role::keys, true>(
-      problem, work, storage, problem.key, problem.value, problem.query, problem.grad_out,
-      [&](int tile, const Query<T>* items, const T* queries, const T* grad_out) {
-        W scores[N / 8][4], gradients[N / 8][4];
-        multiply_rows<T, D, N>(scores, storage.rows[0] + first_row * pitch, queries);
-        multiply_rows<T, D, N>(gradients, storage.rows[1] + first_row * pitch, grad_out);
-        weigh<Role::keys, N, T, D, Key<T>>(problem, work, storage, tile, first_row, items, scores, gradients);
-        add_columns<T, D, N>(value_sums, scores, grad_out);
-        add_columns<T, D, N>(key_sums, gradients, queries);
-      });
-
 #pragma unroll
   for (int r = 0; r < 2; ++r) {
     const int row = first_row + tile_row(r);
-    const Key<T> item = storage.row_items[row];
+    const Key<T> item = items[row];
     const W factor = item.factor / kLog2e<W>;
     // Where queries are the keys: k = x f, f = 1 / |x|, and the gradient of x is f (grad_k - k (k . grad_k)).
-    const T* own = storage.rows[0] + row * pitch;
+    const T* own = keys + row * kPitch<T, D>;
     W along = 0;
     if (pattern.shared) {
 #pragma unroll
@@ -148,6 +98,61 @@ __global__ void __launch_bounds__(Shape<T, D, true>::threads, 2)
       }
     }
   }
+}
+
+template <class T, int D>
+__global__ void __launch_bounds__(Shape<T, D, true>::threads, 2)
+    attention_backward_queries(const LONGSPAN_GRID_CONSTANT Problem<T> problem) {
+  using W = Wide<T>;
+  constexpr int N = Shape<T, D, true>::columns, pitch = kPitch<T, D>;
+  LONGSPAN_SHARED(shared);
+  Carver carver(shared);
+  const Storage<T, D, true, Role::queries> storage(carver);
+  Work work;
+  if (!problem.pattern.template start<Role::queries>(work, blockIdx.x)) return;
+  const int first_row = 16 * warp_id();
+  W sums[D / 8][4];
+  clear(sums);
+  walk(
+      problem, work, storage, problem.query, problem.grad_out, problem.key, problem.value,
+      [&](int tile, const Key<T>* items, const T* keys, const T* values) {
+        W scores[N / 8][4], gradients[N / 8][4];
+        multiply_rows<T, D, N>(scores, storage.rows[0] + first_row * pitch, keys);
+        multiply_rows<T, D, N>(gradients, storage.rows[1] + first_row * pitch, values);
+        weigh<Role::queries, N, T, D, Query<T>>(problem, work, storage, tile, first_row, items, scores, gradients);
+#pragma unroll
+        for (int n = 0; n < N / 8; ++n)
+#pragma unroll
+          for (int e = 0; e < 4; ++e) gradients[n][e] *= items[score_column(n, e)].factor;
+        add_columns<T, D, N>(sums, gradients, keys);
+      });
+  store_query_gradients<T, D>(problem, work, storage.row_items, first_row, sums);
+}
+
+template <class T, int D>
+__global__ void __launch_bounds__(Shape<T, D, true>::threads, 2)
+    attention_backward_keys(const LONGSPAN_GRID_CONSTANT Problem<T> problem) {
+  using W = Wide<T>;
+  constexpr int N = Shape<T, D, true>::columns, pitch = kPitch<T, D>;
+  LONGSPAN_SHARED(shared);
+  Carver carver(shared);
+  const Storage<T, D, true, Role::keys> storage(carver);
+  Work work;
+  if (!problem.pattern.template start<Role::keys>(work, blockIdx.x)) return;
+  const int first_row = 16 * warp_id();
+  W key_sums[D / 8][4], value_sums[D / 8][4];
+  clear(key_sums), clear(value_sums);
+  walk(
+      problem, work, storage, problem.key, problem.value, problem.query, problem.grad_out,
+      [&](int tile, const Query<T>* items, const T* queries, const T* grad_out) {
+        W scores[N / 8][4], gradients[N / 8][4];
+        multiply_rows<T, D, N>(scores, storage.rows[0] + first_row * pitch, queries);
+        multiply_rows<T, D, N>(gradients, storage.rows[1] + first_row * pitch, grad_out);
+        weigh<Role::keys, N, T, D, Key<T>>(problem, work, storage, tile, first_row, items, scores, gradients);
+        add_columns<T, D, N>(value_sums, scores, grad_out);
+        add_columns<T, D, N>(key_sums, gradients, queries);
+      });
+  store_key_gradients<T, D>(problem, work, storage.row_items, storage.rows[0], first_row, key_sums, value_sums);
 }
 
 }  // namespace longspan::cuda

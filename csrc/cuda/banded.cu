@@ -4,8 +4,8 @@
 #include <tuple>
 #include <vector>
 
+#include "cuda/calls.h"
 #include "cuda/operators.h"
-#include "cuda/tensors.h"
 
 namespace longspan::cuda {
 namespace {
@@ -44,19 +44,13 @@ std::tuple<Tensor, Tensor> forward(
     double dropout_p, Ints left, Ints right, Ints dilation) {
   check(query, key);
   const OnDevice device(query);
-  Tensor out = torch::stable::empty_like(query), lse = new_wide(query);
-  query = with_rows(query), key = with_rows(key), value = with_rows(value), key_mask = contiguous(key_mask);
-  Tensor rows = with_rows(out);  // another tensor only where out's last dimension is strided
+  const ForwardCall call(query, key, value, key_mask, dropout_seed, scale, dropout_p);
   with_element_type(query, [&](auto element) {
-    using T = decltype(element);
-    Problem<T> problem = describe<T>(query, key.size(2), key_mask, dropout_seed, scale, dropout_p);
-    problem.aligned = aligned_rows(query, key, value, rows);
-    problem.query = rows_of<const T>(query), problem.key = rows_of<const T>(key);
-    problem.value = rows_of<const T>(value), problem.out = rows_of<T>(rows);
-    problem.lse = data_of<Wide<T>>(lse);
-    over_heads(problem, left, right, dilation, [&](const Problem<T>& part) { launch_forward(part, device.stream); });
+    over_heads(call.problem<decltype(element)>(), left, right, dilation, [&](const auto& part) {
+      launch_forward(part, device.stream);
+    });
   });
-  return {moved(rows, out), lse};
+  return call.results();
 }
 
 std::tuple<Tensor, Tensor, Tensor> backward(
@@ -65,26 +59,13 @@ std::tuple<Tensor, Tensor, Tensor> backward(
     Ints dilation) {
   check(query, key);
   const OnDevice device(query);
-  Tensor grad_query = torch::stable::empty_like(query), grad_key = torch::stable::empty_like(key),
-         grad_value = torch::stable::empty_like(value), delta = new_wide(query);
-  query = with_rows(query), key = with_rows(key), value = with_rows(value), out = with_rows(out);
-  grad_out = with_rows(grad_out), lse = torch::stable::contiguous(lse);
-  key_mask = contiguous(key_mask), grad_lse = contiguous(grad_lse);
-  Tensor query_rows = with_rows(grad_query), key_rows = with_rows(grad_key), value_rows = with_rows(grad_value);
+  const BackwardCall call(grad_out, grad_lse, query, key, value, out, lse, key_mask, dropout_seed, scale, dropout_p);
   with_element_type(query, [&](auto element) {
-    using T = decltype(element);
-    Problem<T> problem = describe<T>(query, key.size(2), key_mask, dropout_seed, scale, dropout_p);
-    problem.aligned = aligned_rows(query, key, value, grad_out, query_rows, key_rows, value_rows);
-    problem.query = rows_of<const T>(query), problem.key = rows_of<const T>(key);
-    problem.value = rows_of<const T>(value), problem.grad_out = rows_of<const T>(grad_out);
-    problem.lse = data_of<Wide<T>>(lse), problem.delta = data_of<Wide<T>>(delta);
-    problem.grad_query = rows_of<T>(query_rows), problem.grad_key = rows_of<T>(key_rows);
-    problem.grad_value = rows_of<T>(value_rows);
-    launch_query_deltas(
-        problem, rows_of<const T>(out), data_of<const Wide<T>>(grad_lse), data_of<Wide<T>>(delta), device.stream);
-    over_heads(problem, left, right, dilation, [&](const Problem<T>& part) { launch_backward(part, device.stream); });
+    over_heads(call.problem<decltype(element)>(device.stream), left, right, dilation, [&](const auto& part) {
+      launch_backward(part, device.stream);
+    });
   });
-  return {moved(query_rows, grad_query), moved(key_rows, grad_key), moved(value_rows, grad_value)};
+  return call.results();
 }
 
 // Every query against every key: a band that reaches everything.

@@ -2,8 +2,8 @@
 #include <algorithm>
 #include <tuple>
 
+#include "cuda/calls.h"
 #include "cuda/operators.h"
-#include "cuda/tensors.h"
 
 namespace longspan::cuda {
 namespace {
@@ -27,20 +27,13 @@ std::tuple<Tensor, Tensor> forward(
     Tensor query, Tensor key, Tensor value, OptionalTensor key_mask, OptionalTensor dropout_seed, double scale,
     double dropout_p, int64_t block_size, int64_t before, int64_t after, bool causal, bool wrap) {
   const OnDevice device(query);
-  Tensor out = torch::stable::empty_like(query), lse = new_wide(query);
-  query = with_rows(query), key = with_rows(key), value = with_rows(value), key_mask = contiguous(key_mask);
-  Tensor rows = with_rows(out);
+  const ForwardCall call(query, key, value, key_mask, dropout_seed, scale, dropout_p);
   with_element_type(query, [&](auto element) {
-    using T = decltype(element);
-    Problem<T> problem = describe<T>(query, key.size(2), key_mask, dropout_seed, scale, dropout_p);
+    auto problem = call.problem<decltype(element)>();
     Blocks{block_size, before, after, causal, wrap}.describe(problem.pattern);
-    problem.aligned = aligned_rows(query, key, value, rows);
-    problem.query = rows_of<const T>(query), problem.key = rows_of<const T>(key);
-    problem.value = rows_of<const T>(value), problem.out = rows_of<T>(rows);
-    problem.lse = data_of<Wide<T>>(lse);
     launch_forward(problem, device.stream);
   });
-  return {moved(rows, out), lse};
+  return call.results();
 }
 
 std::tuple<Tensor, Tensor, Tensor> backward(
@@ -48,27 +41,13 @@ std::tuple<Tensor, Tensor, Tensor> backward(
     OptionalTensor key_mask, OptionalTensor dropout_seed, double scale, double dropout_p, int64_t block_size,
     int64_t before, int64_t after, bool causal, bool wrap) {
   const OnDevice device(query);
-  Tensor grad_query = torch::stable::empty_like(query), grad_key = torch::stable::empty_like(key),
-         grad_value = torch::stable::empty_like(value), delta = new_wide(query);
-  query = with_rows(query), key = with_rows(key), value = with_rows(value), out = with_rows(out);
-  grad_out = with_rows(grad_out), lse = torch::stable::contiguous(lse);
-  key_mask = contiguous(key_mask), grad_lse = contiguous(grad_lse);
-  Tensor query_rows = with_rows(grad_query), key_rows = with_rows(grad_key), value_rows = with_rows(grad_value);
+  const BackwardCall call(grad_out, grad_lse, query, key, value, out, lse, key_mask, dropout_seed, scale, dropout_p);
   with_element_type(query, [&](auto element) {
-    using T = decltype(element);
-    Problem<T> problem = describe<T>(query, key.size(2), key_mask, dropout_seed, scale, dropout_p);
+    auto problem = call.problem<decltype(element)>(device.stream);
     Blocks{block_size, before, after, causal, wrap}.describe(problem.pattern);
-    problem.aligned = aligned_rows(query, key, value, grad_out, query_rows, key_rows, value_rows);
-    problem.query = rows_of<const T>(query), problem.key = rows_of<const T>(key);
-    problem.value = rows_of<const T>(value), problem.grad_out = rows_of<const T>(grad_out);
-    problem.lse = data_of<Wide<T>>(lse), problem.delta = data_of<Wide<T>>(delta);
-    problem.grad_query = rows_of<T>(query_rows), problem.grad_key = rows_of<T>(key_rows);
-    problem.grad_value = rows_of<T>(value_rows);
-    launch_query_deltas(
-        problem, rows_of<const T>(out), data_of<const Wide<T>>(grad_lse), data_of<Wide<T>>(delta), device.stream);
     launch_backward(problem, device.stream);
   });
-  return {moved(query_rows, grad_query), moved(key_rows, grad_key), moved(value_rows, grad_value)};
+  return call.results();
 }
 
 }  // namespace

@@ -31,6 +31,7 @@ template <class T>
 int64_t blocks_of(Problem<T>& problem, Role role, int rows_per_tile) {
   Pattern& pattern = problem.pattern;
   pattern.rows_per_tile = rows_per_tile;
+  if (pattern.B == 0) return 0;
   auto cut = [](int64_t length, int64_t size) { return (length + size - 1) / size; };
   const int64_t rows = role == Role::queries ? pattern.T : pattern.S;
   int64_t tiles = 0;
@@ -38,7 +39,7 @@ int64_t blocks_of(Problem<T>& problem, Role role, int rows_per_tile) {
     tiles = int64_t(pattern.num_chunks()) * cut(pattern.chunks.chunk, rows_per_tile);
   } else {
     for (int head = 0; head < pattern.heads; ++head) {
-      const int64_t step = std::min(pattern.bands.step[head], std::max(1, pattern.S));
+      const int64_t step = pattern.reaches.far ? 1 : std::min(pattern.bands.step[head], std::max(1, pattern.S));
       tiles = std::max(tiles, step * cut(cut(rows, step), rows_per_tile));
     }
   }
@@ -79,34 +80,37 @@ struct WideKernels {
   }
   static void forward(Problem<T> problem, void* stream) {
     if (const int64_t blocks = blocks_of(problem, Role::queries, kWideRows))
-      LONGSPAN_LAUNCH((wide_forward<T>), blocks, 32 * kWideRows, memory(problem, 1), stream, problem);
+      LONGSPAN_LAUNCH((wide_forward<T, Problem<T>>), blocks, 32 * kWideRows, memory(problem, 1), stream, problem);
   }
   static void backward(Problem<T> problem, void* stream) {
     if (const int64_t blocks = blocks_of(problem, Role::queries, kWideRows))
-      LONGSPAN_LAUNCH((wide_backward_queries<T>), blocks, 32 * kWideRows, memory(problem, 1), stream, problem);
+      LONGSPAN_LAUNCH(
+          (wide_backward_queries<T, Problem<T>>), blocks, 32 * kWideRows, memory(problem, 1), stream, problem);
     if (const int64_t blocks = blocks_of(problem, Role::keys, kWideRows))
-      LONGSPAN_LAUNCH((wide_backward_keys<T>), blocks, 32 * kWideRows, memory(problem, 2), stream, problem);
+      LONGSPAN_LAUNCH((wide_backward_keys<T, Problem<T>>), blocks, 32 * kWideRows, memory(problem, 2), stream, problem);
   }
 };
 
-// Head sizes that have tiles of their own; others are padded to the next. Fewer of them compile faster.
-#ifndef LONGSPAN_HEAD_SIZES
+// Head sizes that have tiles of their own; others are padded to the next. Fewer of them compile faster, so only the
+// 16-bit types have them all.
+#ifdef LONGSPAN_HEAD_SIZES
+#define LONGSPAN_FLOAT_HEAD_SIZES LONGSPAN_HEAD_SIZES
+#else
 #define LONGSPAN_HEAD_SIZES 32, 64, 80, 96, 128
+#define LONGSPAN_FLOAT_HEAD_SIZES 64, 128
 #endif
+template <class T>
+constexpr auto head_sizes() {
+  if constexpr (sizeof(T) == 2) return std::integer_sequence<int, LONGSPAN_HEAD_SIZES>();
+  if constexpr (sizeof(T) == 4) return std::integer_sequence<int, LONGSPAN_FLOAT_HEAD_SIZES>();
+  if constexpr (sizeof(T) == 8) return std::integer_sequence<int, 64>();
+}
 
 // Calls body(the kernels) for the first of `sizes` that holds a head, or for the wide kernels.
 template <class T, class Body, int... sizes>
 void with_kernels(const Problem<T>& problem, Body&& body, std::integer_sequence<int, sizes...>) {
   const bool found = ((problem.D <= sizes && (body(Kernels<T, sizes>()), true)) || ...);
   if (!found) body(WideKernels<T>());
-}
-
-template <class T, class Body>
-void with_kernels(const Problem<T>& problem, Body&& body) {
-  if constexpr (sizeof(T) == 8)
-    with_kernels(problem, body, std::integer_sequence<int, 64>());
-  else
-    with_kernels(problem, body, std::integer_sequence<int, LONGSPAN_HEAD_SIZES>());
 }
 
 int64_t prepare_blocks(const Pattern& pattern) {
@@ -117,12 +121,12 @@ int64_t prepare_blocks(const Pattern& pattern) {
 
 template <class T>
 void launch_forward(const Problem<T>& problem, void* stream) {
-  with_kernels(problem, [&](auto kernels) { kernels.forward(problem, stream); });
+  with_kernels(problem, [&](auto kernels) { kernels.forward(problem, stream); }, head_sizes<T>());
 }
 
 template <class T>
 void launch_backward(const Problem<T>& problem, void* stream) {
-  with_kernels(problem, [&](auto kernels) { kernels.backward(problem, stream); });
+  with_kernels(problem, [&](auto kernels) { kernels.backward(problem, stream); }, head_sizes<T>());
 }
 
 template <class T>

@@ -13,11 +13,18 @@ namespace longspan::cuda {
 
 enum class Role { queries, keys };  // what the rows of a tile are
 
-constexpr int kNobody = -1;
+constexpr int kNobody = -1, kZeros = -2;
 constexpr int kMostHeads = 64;  // of one launch: their bands travel with the kernel's arguments
 
 struct Bands {
   int left[kMostHeads], right[kMostHeads], step[kMostHeads];
+};
+
+// Spans that the GPU alone knows: all heads are plain bands, as far as each reaches.
+struct Reaches {
+  const int* far;  // [B, H]: how many keys a head looks at; null: bands are given
+  bool both_ways;  // a query sees itself and keys on both sides; else those before it
+  bool zeros;      // places before the first key hold keys of zero
 };
 
 struct Chunks {
@@ -33,7 +40,7 @@ struct Chunks {
 
 // Who stands somewhere in a tile.
 struct Place {
-  int token;  // kNobody: nobody, or hidden by the key mask
+  int token;  // kNobody: nobody, or hidden by the key mask; kZeros: a key before the first, of zeros
   int place;  // in its chain, or its slot
   int tag;    // two of different tags do not meet; kNobody: nobody is met
 };
@@ -66,6 +73,7 @@ struct Pattern {
   int rows_per_tile, tiles;      // tiles of a head, of the head that has most
   bool chunked, causal, shared;  // shared: queries are the keys, and do not see themselves
   Bands bands;
+  Reaches reaches;
   Chunks chunks;
   const bool* key_mask;  // [B, S] or null
 
@@ -109,6 +117,7 @@ struct Pattern {
   __device__ __forceinline__ Place column(const Work& work, int column) const {
     constexpr bool is_key = role == Role::queries;
     if (column >= work.end) return nobody();
+    if (!chunked && column < work.shift) return is_key && reaches.zeros ? Place{kZeros, column, 0} : nobody();
     if (!chunked) return hidden_or<is_key>(work, {work.other_token + (column - work.shift) * work.step, column, 0});
     const int other = neighbour(
         work.own,
@@ -162,7 +171,13 @@ struct Pattern {
   template <Role role>
   __device__ __forceinline__ bool start_band(Work& work, int tile) const {
     const int own = work.head - first_head, cached = S - T;
-    const int step = min(bands.step[own], max(1, S));
+    int step = 1;
+    if (reaches.far) {
+      const int far = reaches.far[work.batch * H + work.head];
+      work.before = reaches.both_ways ? far - 1 : far, work.after = reaches.both_ways ? far - 1 : -1;
+    } else {
+      step = min(bands.step[own], max(1, S)), work.before = bands.left[own], work.after = bands.right[own];
+    }
     const int rows = role == Role::queries ? T : S;
     const int tiles_per_chain = ((rows + step - 1) / step + rows_per_tile - 1) / rows_per_tile;
     const int residue = tile / tiles_per_chain, begin = tile % tiles_per_chain * rows_per_tile;
@@ -172,11 +187,11 @@ struct Pattern {
     const int queries = length_of(first_query, step, T), keys = length_of(residue, step, S);
     work.rows = min(rows_per_tile, (role == Role::queries ? queries : keys) - begin);
     if (work.rows <= 0) return false;
-    work.step = step, work.before = bands.left[own], work.after = bands.right[own];
+    work.step = step;
     if (role == Role::queries) {
       work.token = first_query + begin * step, work.place = begin + shift;
       work.other_token = residue, work.shift = 0;
-      work.begin = max(0, work.place - work.before);
+      work.begin = reaches.zeros ? work.place - work.before : max(0, work.place - work.before);
       work.end = min(keys, work.place + work.rows + work.after);
     } else {
       work.token = residue + begin * step, work.place = begin;

@@ -92,6 +92,16 @@ __device__ __forceinline__ Item<T, is_query> item_of(
   }
 }
 
+// p of a score in units of log 2. Where scores are huge, lse has been rounded by more than 1: p is at most 1 all the
+// same.
+template <class T>
+__device__ __forceinline__ Wide<T> probability(Wide<T> score, const Query<T>& query) {
+  using W = Wide<T>;
+  if (score == minus_infinity<W>()) return 0;
+  const W exponent = score - query.lse;
+  return exp2_fast(exponent < 0 ? exponent : W(0));
+}
+
 // What attention dropout makes of a pair: 1 / (1 - p), or 0.
 template <class T>
 __device__ __forceinline__ Wide<T> keep_of(const Problem<T>& problem, const Query<T>& query, int key) {

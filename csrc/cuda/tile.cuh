@@ -37,15 +37,19 @@ __device__ __forceinline__ Vector<T> load_vector(const T* from) {
   return *reinterpret_cast<const Vector<T>*>(from);
 }
 
-// scores = rows[16 x D] columns[N x D]^T
+template <int N, class W>
+__device__ __forceinline__ void clear(W (&sums)[N][4]) {
+#pragma unroll
+  for (int n = 0; n < N; ++n)
+#pragma unroll
+    for (int e = 0; e < 4; ++e) sums[n][e] = 0;
+}
+
+// scores += rows[16 x D] columns[N x D]^T
 template <class T, int D, int N>
-__device__ __forceinline__ void multiply_rows(Wide<T> (&scores)[N / 8][4], const T* rows, const T* columns) {
+__device__ __forceinline__ void add_products(Wide<T> (&scores)[N / 8][4], const T* rows, const T* columns) {
   constexpr int pitch = kPitch<T, D>;
   const int lane = lane_id();
-#pragma unroll
-  for (int n = 0; n < N / 8; ++n)
-#pragma unroll
-    for (int e = 0; e < 4; ++e) scores[n][e] = 0;
   if constexpr (is_16_bit<T>) {
 #pragma unroll
     for (int k = 0; k < D; k += 16) {
@@ -81,6 +85,13 @@ __device__ __forceinline__ void multiply_rows(Wide<T> (&scores)[N / 8][4], const
   }
 }
 
+// scores = rows[16 x D] columns[N x D]^T
+template <class T, int D, int N>
+__device__ __forceinline__ void multiply_rows(Wide<T> (&scores)[N / 8][4], const T* rows, const T* columns) {
+  clear(scores);
+  add_products<T, D, N>(scores, rows, columns);
+}
+
 // sums[16 x D] += weights[16 x N] columns[N x D]
 template <class T, int D, int N>
 __device__ __forceinline__ void add_columns(
@@ -106,7 +117,7 @@ __device__ __forceinline__ void add_columns(
     constexpr int tiles = step / 2;        // that lie in as many tiles
 #pragma unroll
     for (int k = 0; k < N / 8; ++k)
-#pragma unroll
+#pragma unroll 1  // a quarter of the code, and of the time to compile it
       for (int source = 0; source < 4; ++source)
 #pragma unroll
         for (int e = 0; e < 2; ++e) {
@@ -124,15 +135,6 @@ __device__ __forceinline__ void add_columns(
           }
         }
   }
-}
-
-// As a[n][e] of sums: body(n, e, row of the warp's 16, column).
-template <class T, int D, class Body>
-__device__ __forceinline__ void over_sums(Body&& body) {
-#pragma unroll
-  for (int n = 0; n < D / 8; ++n)
-#pragma unroll
-    for (int e = 0; e < 4; ++e) body(n, e, tile_row(e / 2), sum_column<T>(n, e));
 }
 
 }  // namespace longspan::cuda

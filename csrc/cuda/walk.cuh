@@ -17,8 +17,8 @@ struct Shape {
            (rows + 3 * columns) * sizeof(Query<T>) + rows * columns + 1024;
   }
   static constexpr bool fits(int columns, int buffers) { return bytes(columns, buffers) <= kMostSharedMemory; }
-  static constexpr int widest = is_16_bit<T> && !backward ? 64 : 32;
-  static constexpr int columns = fits(widest, 2) ? widest : fits(32, 1) ? 32 : fits(16, 1) ? 16 : 8;
+  static constexpr int widest = sizeof(T) == 8 && backward ? 16 : is_16_bit<T> && !backward ? 64 : 32;
+  static constexpr int columns = fits(widest, 2) ? widest : widest > 16 && fits(32, 1) ? 32 : fits(16, 1) ? 16 : 8;
   static constexpr int buffers = fits(columns, 2) ? 2 : 1;
 };
 
@@ -28,7 +28,9 @@ struct Storage {
   using Sizes = Shape<T, D, backward>;
   using Row = Item<T, role == Role::queries>;
   using Column = Item<T, role == Role::keys>;
-  static constexpr int pitch = kPitch<T, D>;
+  static constexpr int head_size = D, pitch = kPitch<T, D>;
+  static constexpr bool is_backward = backward, counts_copies = true;
+  static constexpr Role rows_are = role;
   T* rows[2];     // query and, backward, grad_out; or key and value
   T* columns[2];  // the other two, `buffers` tiles each
   Row* row_items;
@@ -67,15 +69,40 @@ __device__ __forceinline__ void load_rows(
   }
 }
 
-// Walks the columns of a tile of rows: body(tile, items, columns of the first tensor, of the second) for each tile.
-template <Role role, bool backward, class T, int D, class Body>
+// Calls body(tile) for each of `tiles`, while the next, where there is a buffer for it, is fetched. Who stands in a
+// tile, put_items(tile), is known one barrier before fetch(tile); that of the first tile before the call.
+template <int ahead, class PutItems, class Fetch, class Body>
+__device__ __forceinline__ void over_tiles(int tiles, PutItems&& put_items, Fetch&& fetch, Body&& body) {
+  if (ahead && tiles) fetch(0);
+  cp_async_commit();
+  for (int tile = 0; tile < tiles; ++tile) {
+    const int next = tile + ahead;
+    if (next > 0 && next < tiles) put_items(next);  // nobody reads these: three tiles of items, one barrier apart
+    __syncthreads();                                // everybody is done with the buffer that is filled now
+    if (next < tiles) fetch(next);
+    cp_async_commit();
+    cp_async_wait<ahead>();
+    __syncthreads();
+    body(tile);
+  }
+  cp_async_wait<0>();
+}
+
+struct NothingMore {
+  __device__ __forceinline__ void operator()(int) const {}
+};
+
+// Walks the columns of a tile of rows: body(tile, items, columns of the first tensor, of the second) for each tile;
+// fetch_more(tile) starts to load what else it needs.
+template <class AnyProblem, class AnyStorage, class T, class Body, class FetchMore = NothingMore>
 __device__ __forceinline__ void walk(
-    const Problem<T>& problem, const Work& work, const Storage<T, D, backward, role>& storage,
-    const Rows<const T>& row_first, const Rows<const T>& row_second, const Rows<const T>& column_first,
-    const Rows<const T>& column_second, Body&& body) {
-  using Sizes = Shape<T, D, backward>;
-  constexpr int N = Sizes::columns, threads = Sizes::threads, ahead = Sizes::buffers - 1;
-  constexpr bool rows_are_queries = role == Role::queries;
+    const AnyProblem& problem, const Work& work, const AnyStorage& storage, const Rows<const T>& row_first,
+    const Rows<const T>& row_second, const Rows<const T>& column_first, const Rows<const T>& column_second, Body&& body,
+    FetchMore&& fetch_more = {}) {
+  using Sizes = typename AnyStorage::Sizes;
+  constexpr int N = Sizes::columns, D = AnyStorage::head_size, threads = Sizes::threads;
+  constexpr bool backward = AnyStorage::is_backward, rows_are_queries = AnyStorage::rows_are == Role::queries;
+  constexpr Role role = AnyStorage::rows_are;
   const Pattern& pattern = problem.pattern;
   const uint32_t stream = head_stream(problem.dropout_seed, work);
   const int tiles = work.end > work.begin ? (work.end - work.begin + N - 1) / N : 0;
@@ -91,9 +118,10 @@ __device__ __forceinline__ void walk(
       load_rows<T, D, N, threads>(
           storage.column_tile(which, tile), which ? column_second : column_first, work, storage.item_tile(tile),
           problem.D, problem.aligned);
+    fetch_more(tile);
   };
   // Every pair of the tile; the kernels' own loops over pairs are unrolled, which this would not survive.
-  auto count_copies = [&](int tile) {
+  auto count_copies = [&]<class S>(const S& storage, int tile) {
     for (int i = int(threadIdx.x); i < Sizes::rows * N; i += threads) {
       const int row = storage.row_items[i / N].token, column = storage.item_tile(tile)[i % N].token;
       const int query = rows_are_queries ? row : column, key = rows_are_queries ? column : row;
@@ -110,20 +138,11 @@ __device__ __forceinline__ void walk(
     load_rows<T, D, Sizes::rows, threads>(
         which ? storage.rows[1] : storage.rows[0], which ? row_second : row_first, work, storage.row_items, problem.D,
         problem.aligned);
-  if (ahead && tiles) fetch(0);
-  cp_async_commit();
-  for (int tile = 0; tile < tiles; ++tile) {
-    const int next = tile + ahead;
-    if (next > 0 && next < tiles) put_items(next);  // nobody reads these: three tiles of items, one barrier apart
-    __syncthreads();                                // everybody is done with the buffer that is filled now
-    if (next < tiles) fetch(next);
-    cp_async_commit();
-    cp_async_wait<ahead>();
-    __syncthreads();
-    if (pattern.chunks.deduplicate) count_copies(tile);
+  over_tiles<Sizes::buffers - 1>(tiles, put_items, fetch, [&](int tile) {
+    if constexpr (AnyStorage::counts_copies)
+      if (pattern.chunks.deduplicate) count_copies(storage, tile);
     body(tile, storage.item_tile(tile), storage.column_tile(0, tile), storage.column_tile(1, tile));
-  }
-  cp_async_wait<0>();
+  });
 }
 
 // Calls body(n, e, the query, the key) for each pair of this lane in a tile.

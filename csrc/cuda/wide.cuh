@@ -1,5 +1,6 @@
 // Attention for heads wider than any tile: a warp owns a row and walks its columns one by one, the features of the sums
-// in shared memory. Slow, for any head size; the same patterns and the same results as forward.cuh and backward.cuh.
+// in shared memory. Slow, for any head size; the same patterns and the same results as forward.cuh and backward.cuh. P
+// is a Problem, or what is made of one: then what follows up to the kernels has overloads for it.
 #pragma once
 #include "cuda/problem.cuh"
 
@@ -7,41 +8,87 @@ namespace longspan::cuda {
 
 constexpr int kWideRows = 4;  // of a block: one for each warp
 
-// A score in units of log 2; -inf where the query does not see the key.
+// What a query meets as a key: the sum of two rows, either of which may be missing.
 template <class T>
-__device__ __forceinline__ Wide<T> wide_score(
-    const Problem<T>& problem, const Work& work, const Query<T>& query, const Key<T>& key, Wide<T> product) {
-  if (!query.sees(key)) return minus_infinity<Wide<T>>();
-  if (!problem.pattern.chunks.deduplicate) return product * key.factor;
-  return product * key.factor - log2_fast(Wide<T>(problem.pattern.copies(work, query.token, key.token)));
+struct KeyRow {
+  const T *key, *position;
+  __device__ __forceinline__ Wide<T> operator[](int d) const {
+    return (key ? Wide<T>(key[d]) : Wide<T>(0)) + (position ? Wide<T>(position[d]) : Wide<T>(0));
+  }
+};
+template <class T>
+__device__ __forceinline__ KeyRow<T> wide_key(
+    const Problem<T>& problem, const Work& work, const Query<T>&, const Key<T>& key) {
+  return {problem.key.at(work, key.token), nullptr};
 }
 
+// What is added to a score, in units of log 2.
 template <class T>
-__device__ __forceinline__ Wide<T> wide_keep(const Problem<T>& problem, const Query<T>& query, const Key<T>& key) {
-  return problem.dropout_seed ? keep_of(problem, query, key.token) : Wide<T>(1);
+__device__ __forceinline__ Wide<T> wide_bias(
+    const Problem<T>& problem, const Work& work, const Query<T>& query, const Key<T>& key) {
+  if (!problem.pattern.chunks.deduplicate) return 0;
+  return -log2_fast(Wide<T>(problem.pattern.copies(work, query.token, key.token)));
 }
+
+// From the products of a pair to p keep and ds.
+template <class T>
+__device__ __forceinline__ void wide_weigh(
+    const Problem<T>& problem, const Work& work, const Query<T>& query, const Key<T>& key, Wide<T>& score,
+    Wide<T>& gradient, Wide<T>&) {
+  const Wide<T> p = probability(score * key.factor + wide_bias(problem, work, query, key), query);
+  const Wide<T> keep = problem.dropout_seed ? keep_of(problem, query, key.token) : Wide<T>(1);
+  score = p * keep;
+  gradient = p * (gradient * keep - query.delta);
+}
+
+// What else the gradients of a query's pairs add up to.
+template <class T>
+__device__ __forceinline__ void wide_finish(const Problem<T>&, const Work&, const Query<T>&, Wide<T>) {}
 
 // sum_d a[d] b[d], in all lanes.
-template <class T>
-__device__ __forceinline__ Wide<T> wide_product(const T* a, const T* b, int head_size) {
-  Wide<T> sum = 0;
-  for (int d = lane_id(); d < head_size; d += 32) sum += Wide<T>(a[d]) * Wide<T>(b[d]);
+template <class W, class A, class B>
+__device__ __forceinline__ W wide_product(const A& a, const B& b, int head_size) {
+  W sum = 0;
+  for (int d = lane_id(); d < head_size; d += 32) sum += W(a[d]) * W(b[d]);
   return warp_sum(sum);
 }
 
-// Calls body(column) for each column that the row of this warp meets. Every lane of a warp has the same row and column.
-template <Role role, bool backward, class T, class Body>
-__device__ __forceinline__ void wide_walk(const Problem<T>& problem, const Work& work, uint32_t stream, Body&& body) {
-  constexpr bool is_key = role == Role::queries;
+// p keep and ds of a pair that sees each other; adds to `slope`.
+template <class T>
+struct Weights {
+  Wide<T> kept, ds;
+};
+template <class P, class AnyQuery, class T>
+__device__ __forceinline__ Weights<T> wide_weights(
+    const P& problem, const Work& work, const AnyQuery& query, const Key<T>& key, Wide<T>& slope) {
+  using W = Wide<T>;
+  const T *row = problem.query.at(work, query.token), *grad_out = problem.grad_out.at(work, query.token);
+  W score = wide_product<W>(row, wide_key(problem, work, query, key), problem.D), gradient = 0;
+  if (key.token >= 0) gradient = wide_product<W>(grad_out, problem.value.at(work, key.token), problem.D);
+  wide_weigh(problem, work, query, key, score, gradient, slope);
+  return {score, gradient};
+}
+
+// Calls body(column) for each column that the row of this warp sees, or that sees it. Every lane of a warp has the same
+// row and column.
+template <Role role, bool backward, class P, class Row, class Body>
+__device__ __forceinline__ void wide_walk(
+    const P& problem, const Work& work, uint32_t stream, const Row& row, Body&& body) {
+  constexpr bool rows_are_queries = role == Role::queries;
   for (int column = work.begin; column < work.end; ++column) {
-    const auto item =
-        item_of<!is_key, backward>(problem, work, problem.pattern.template column<role>(work, column), stream);
-    if (item.token >= 0) body(item);
+    const auto item = item_of<!rows_are_queries, backward>(
+        problem, work, problem.pattern.template column<role>(work, column), stream);
+    bool seen;
+    if constexpr (rows_are_queries)
+      seen = row.sees(item);
+    else
+      seen = item.sees(row);
+    if (seen) body(item);
   }
 }
 
-template <class T>
-__global__ void __launch_bounds__(32 * kWideRows, 4) wide_forward(const LONGSPAN_GRID_CONSTANT Problem<T> problem) {
+template <class T, class P>
+__global__ void __launch_bounds__(32 * kWideRows, 4) wide_forward(const LONGSPAN_GRID_CONSTANT P problem) {
   using W = Wide<T>;
   LONGSPAN_SHARED(shared);
   Carver carver(shared);
@@ -50,23 +97,23 @@ __global__ void __launch_bounds__(32 * kWideRows, 4) wide_forward(const LONGSPAN
   Work work;
   if (!pattern.start<Role::queries>(work, blockIdx.x) || warp_id() >= work.rows) return;
   const uint32_t stream = head_stream(problem.dropout_seed, work);
-  const Query<T> query = item_of<true, false>(problem, work, pattern.row<Role::queries>(work, warp_id()), stream);
+  const auto query = item_of<true, false>(problem, work, pattern.row<Role::queries>(work, warp_id()), stream);
   const T* row = problem.query.at(work, query.token);
   const W earlier = problem.resume ? problem.lse[pattern.at(work, query.token)] : minus_infinity<W>();
   const bool resume = earlier > minus_infinity<W>();
   W maximum = resume ? earlier * kLog2e<W> : minus_infinity<W>(), total = resume ? 1 : 0;
   for (int d = lane_id(); d < problem.D; d += 32) sums[d] = resume ? problem.running.at(work, query.token)[d] : W(0);
 
-  wide_walk<Role::queries, false>(problem, work, stream, [&](const Key<T>& key) {
-    const W product = wide_product(row, problem.key.at(work, key.token), problem.D);
-    const W score = wide_score(problem, work, query, key, product);
-    if (score == minus_infinity<W>()) return;
+  wide_walk<Role::queries, false>(problem, work, stream, query, [&](const Key<T>& key) {
+    const W bias = wide_bias(problem, work, query, key);
+    if (bias == minus_infinity<W>()) return;
+    const W score = wide_product<W>(row, wide_key(problem, work, query, key), problem.D) * key.factor + bias;
     const W highest = score > maximum ? score : maximum;
     const W shrink = exp2_fast(maximum - highest), p = exp2_fast(score - highest);
-    const W weight = p * wide_keep(problem, query, key);
+    const W weight = problem.dropout_seed ? p * keep_of(problem, query, key.token) : p;
     maximum = highest, total = total * shrink + p;
-    const T* value = problem.value.at(work, key.token);
-    for (int d = lane_id(); d < problem.D; d += 32) sums[d] = sums[d] * shrink + weight * W(value[d]);
+    const T* value = key.token >= 0 ? problem.value.at(work, key.token) : nullptr;
+    for (int d = lane_id(); d < problem.D; d += 32) sums[d] = sums[d] * shrink + (value ? weight * W(value[d]) : W(0));
   });
 
   const bool alone = total == 0;
@@ -82,26 +129,8 @@ __global__ void __launch_bounds__(32 * kWideRows, 4) wide_forward(const LONGSPAN
   }
 }
 
-// p keep and ds of a pair; 0 where the query does not see the key.
-template <class T>
-struct Weights {
-  Wide<T> kept, ds;
-};
-template <class T>
-__device__ __forceinline__ Weights<T> wide_weights(
-    const Problem<T>& problem, const Work& work, const Query<T>& query, const Key<T>& key) {
-  using W = Wide<T>;
-  const W product = wide_product(problem.query.at(work, query.token), problem.key.at(work, key.token), problem.D);
-  const W gradient = wide_product(problem.grad_out.at(work, query.token), problem.value.at(work, key.token), problem.D);
-  const W score = wide_score(problem, work, query, key, product);
-  const W p = score == minus_infinity<W>() ? W(0) : exp2_fast(score - query.lse);
-  const W keep = wide_keep(problem, query, key);
-  return {p * keep, p * (gradient * keep - query.delta)};
-}
-
-template <class T>
-__global__ void __launch_bounds__(32 * kWideRows, 4)
-    wide_backward_queries(const LONGSPAN_GRID_CONSTANT Problem<T> problem) {
+template <class T, class P>
+__global__ void __launch_bounds__(32 * kWideRows, 4) wide_backward_queries(const LONGSPAN_GRID_CONSTANT P problem) {
   using W = Wide<T>;
   LONGSPAN_SHARED(shared);
   Carver carver(shared);
@@ -110,12 +139,13 @@ __global__ void __launch_bounds__(32 * kWideRows, 4)
   Work work;
   if (!pattern.start<Role::queries>(work, blockIdx.x) || warp_id() >= work.rows) return;
   const uint32_t stream = head_stream(problem.dropout_seed, work);
-  const Query<T> query = item_of<true, true>(problem, work, pattern.row<Role::queries>(work, warp_id()), stream);
+  const auto query = item_of<true, true>(problem, work, pattern.row<Role::queries>(work, warp_id()), stream);
+  W slope = 0;
   for (int d = lane_id(); d < problem.D; d += 32) sums[d] = 0;
-  wide_walk<Role::queries, true>(problem, work, stream, [&](const Key<T>& key) {
-    const W weight = wide_weights(problem, work, query, key).ds * (key.factor / kLog2e<W>);
-    const T* row = problem.key.at(work, key.token);
-    for (int d = lane_id(); d < problem.D; d += 32) sums[d] += weight * W(row[d]);
+  wide_walk<Role::queries, true>(problem, work, stream, query, [&](const Key<T>& key) {
+    const W weight = wide_weights(problem, work, query, key, slope).ds * (key.factor / kLog2e<W>);
+    const KeyRow<T> row = wide_key(problem, work, query, key);
+    for (int d = lane_id(); d < problem.D; d += 32) sums[d] += weight * row[d];
   });
   for (int d = lane_id(); d < problem.D; d += 32) {
     if (problem.query_sums.data)
@@ -123,11 +153,11 @@ __global__ void __launch_bounds__(32 * kWideRows, 4)
     else
       problem.grad_query.at(work, query.token)[d] = T(sums[d]);
   }
+  if (lane_id() == 0) wide_finish(problem, work, query, slope);
 }
 
-template <class T>
-__global__ void __launch_bounds__(32 * kWideRows, 4)
-    wide_backward_keys(const LONGSPAN_GRID_CONSTANT Problem<T> problem) {
+template <class T, class P>
+__global__ void __launch_bounds__(32 * kWideRows, 4) wide_backward_keys(const LONGSPAN_GRID_CONSTANT P problem) {
   using W = Wide<T>;
   LONGSPAN_SHARED(shared);
   Carver carver(shared);
@@ -139,23 +169,20 @@ __global__ void __launch_bounds__(32 * kWideRows, 4)
   const uint32_t stream = head_stream(problem.dropout_seed, work);
   const Key<T> key = item_of<false, true>(problem, work, pattern.row<Role::keys>(work, warp_id()), stream);
   const int token = pattern.row_token(work, warp_id());
+  W slope = 0;
   for (int d = lane_id(); d < problem.D; d += 32) key_sums[d] = value_sums[d] = 0;
-  if (key.token >= 0)
-    wide_walk<Role::keys, true>(problem, work, stream, [&](const Query<T>& query) {
-      const Weights<T> weights = wide_weights(problem, work, query, key);
-      const T *row = problem.query.at(work, query.token), *gradient = problem.grad_out.at(work, query.token);
-      for (int d = lane_id(); d < problem.D; d += 32) {
-        key_sums[d] += weights.ds * W(row[d]);
-        value_sums[d] += weights.kept * W(gradient[d]);
-      }
-    });
+  wide_walk<Role::keys, true>(problem, work, stream, key, [&](const auto& query) {
+    const Weights<T> weights = wide_weights(problem, work, query, key, slope);
+    const T *row = problem.query.at(work, query.token), *gradient = problem.grad_out.at(work, query.token);
+    for (int d = lane_id(); d < problem.D; d += 32) {
+      key_sums[d] += weights.ds * W(row[d]);
+      value_sums[d] += weights.kept * W(gradient[d]);
+    }
+  });
   const W factor = key.token >= 0 ? key.factor / kLog2e<W> : W(0);
   const T* own = problem.key.at(work, token);
   W along = 0;
-  if (pattern.shared) {
-    for (int d = lane_id(); d < problem.D; d += 32) along += W(own[d]) * key_sums[d];
-    along = warp_sum(along) * factor * factor * factor;
-  }
+  if (pattern.shared) along = wide_product<W>(own, key_sums, problem.D) * factor * factor * factor;
   for (int d = lane_id(); d < problem.D; d += 32) {
     W x = key_sums[d] * factor;
     if (pattern.shared) x -= W(own[d]) * along;

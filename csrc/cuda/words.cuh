@@ -55,20 +55,23 @@ inline float log2_fast(float x) { return log2f(x); }
 #else
 
 // A failed launch says why.
-#define LONGSPAN_CUDA_CHECK(call)                                                                 \
-  do {                                                                                            \
-    const cudaError_t error_ = (call);                                                            \
-    STD_TORCH_CHECK(error_ == cudaSuccess, "longspan: CUDA error: ", cudaGetErrorString(error_)); \
-  } while (0)
+inline void check_cuda(cudaError_t error) {
+  STD_TORCH_CHECK(
+      error != cudaErrorNoKernelImageForDevice,
+      "longspan: its CUDA kernels were not compiled for this GPU (python -m longspan.info names those that they were "
+      "compiled for). Install longspan again with TORCH_CUDA_ARCH_LIST set to this GPU's compute capability, 8.0 or "
+      "newer; or set LONGSPAN_NO_EXT=1 to run the PyTorch references");
+  STD_TORCH_CHECK(error == cudaSuccess, "longspan: CUDA error: ", cudaGetErrorString(error));
+}
 #define LONGSPAN_SHARED(name) extern __shared__ __align__(128) unsigned char name[]
 #define LONGSPAN_GRID_CONSTANT __grid_constant__
 #define LONGSPAN_LAUNCH(kernel, blocks, threads, shared, stream, ...)                                           \
   do {                                                                                                          \
     if ((shared) > 48 * 1024)                                                                                   \
-      LONGSPAN_CUDA_CHECK(                                                                                      \
+      longspan::cuda::check_cuda(                                                                               \
           cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared))); \
     kernel<<<static_cast<unsigned>(blocks), threads, shared, static_cast<cudaStream_t>(stream)>>>(__VA_ARGS__); \
-    LONGSPAN_CUDA_CHECK(cudaGetLastError());                                                                    \
+    longspan::cuda::check_cuda(cudaGetLastError());                                                             \
   } while (0)
 
 __device__ __forceinline__ uint32_t shared_address(const void* pointer) {

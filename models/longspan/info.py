@@ -18,6 +18,42 @@ def operators() -> list[str]:
     return sorted(name for name in names if not name.endswith("_backward"))
 
 
+def cuda_architectures() -> list[tuple[int, int]]:
+    """The compute capabilities that CUDA kernels were compiled for; empty where there are none."""
+    if not hasattr(torch.ops.longspan, "cuda_architectures"):
+        return []
+    return [divmod(number, 10) for number in torch.ops.longspan.cuda_architectures()]
+
+
+def serving(capability: tuple[int, int], compiled: list[tuple[int, int]]) -> str:
+    """How kernels compiled for some capabilities serve a GPU of another."""
+    if not compiled:
+        return "the PyTorch references run here"
+    if capability < compiled[0]:
+        return "too old for the CUDA kernels: LONGSPAN_NO_EXT=1 runs the PyTorch references"
+    if any(major == capability[0] and minor <= capability[1] for major, minor in compiled):
+        return "the CUDA kernels run here"
+    return "the CUDA kernels run here, compiled by the driver at their first use"
+
+
+def cuda_lines() -> list[str]:
+    """What was built for GPUs, which are here, and how to get what is missing."""
+    compiled = cuda_architectures()
+    names = ", ".join(f"{major}.{minor}" for major, minor in compiled)
+    lines = [f"CUDA kernels: {f'yes, for compute capability {names} and newer' if compiled else 'no'}"]
+    if torch.version.cuda and not compiled:
+        lines.append(
+            "  On a GPU attention runs on the PyTorch references: correct, linear in memory, in many small steps. "
+            "For the kernels: install nvcc (CUDA 12.8 or newer) and have it on the path, then "
+            "pip install --no-build-isolation --force-reinstall --no-deps longspan."
+        )
+    for i in range(torch.cuda.device_count()):
+        capability = torch.cuda.get_device_capability(i)
+        name = torch.cuda.get_device_name(i)
+        lines.append(f"  GPU {i}: {name}, {capability[0]}.{capability[1]}: {serving(capability, compiled)}")
+    return lines
+
+
 def summary() -> str:
     """The whole report as text."""
     isa = cpu_isa()
@@ -34,6 +70,7 @@ def summary() -> str:
         )
     elif isa == "portable":
         lines.append("  This processor has neither AVX2 nor AVX-512: kernels run on 16-byte vectors.")
+    lines += cuda_lines()
     width = max(map(len, operators()))
     lines.append(f"\n{'operator':<{width}}  reference  CPU  CUDA")
     for name in operators():

@@ -113,14 +113,21 @@ def limited_cpu_isa(name: str) -> Iterator[bool]:
         torch.ops.longspan.limit_cpu_isa(len(CPU_ISAS) - 1)
 
 
-def interleaved(calls: dict[str, Callable[[], Any]], rounds: int) -> dict[str, float]:
-    """Median milliseconds of each call: every round runs all of them, each once to warm up and twice to be timed."""
+def interleaved(
+    calls: dict[str, Callable[[], Any]], rounds: int, wait: Callable[[], Any] = lambda: None
+) -> dict[str, float]:
+    """Median milliseconds of each call: every round runs all of them, each once to warm up and twice to be timed.
+
+    ``wait()`` returns when all that was started has ended: ``torch.cuda.synchronize`` on a GPU.
+    """
     times: dict[str, list[float]] = {name: [] for name in calls}
     for _ in range(rounds):
         for name, call in calls.items():
             call()
             for _ in range(2):
+                wait()
                 start = time.perf_counter()
                 call()
+                wait()
                 times[name].append((time.perf_counter() - start) * 1e3)
     return {name: statistics.median(series) for name, series in times.items()}
