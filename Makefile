@@ -1,6 +1,7 @@
 # make demo   the main job: train on real agreements, answer questions about unseen ones (5 minutes on 2 cores)
 # make test   the whole test suite
-# make check  everything a change must pass: format, lint, types, tests with and without the kernels, packages
+# make check  everything a change must pass: format, lint, types, tests with and without the kernels, packages, and
+#             make check-cuda: the CUDA kernels without a GPU, compiled, emulated, sanitized, with planted faults
 # make bench  speed and memory against the peers; make fuzz: random shapes against the definition, for a while
 # Each sets up .venv where it is missing. TORCH and TORCH_INDEX choose the PyTorch build (README, "Install").
 
@@ -14,7 +15,7 @@ python := .venv/bin/python
 kernels := $(wildcard csrc/*.cpp csrc/*/*)
 export HF_HUB_OFFLINE = 1
 
-.PHONY: demo test check check-beyond-tests bench fuzz docs format setup clean
+.PHONY: demo test check check-beyond-tests check-cuda bench fuzz docs format setup clean
 
 demo: setup
 	$(python) scripts/demo.py
@@ -22,10 +23,13 @@ demo: setup
 test: setup
 	OMP_NUM_THREADS=1 $(python) -m pytest -n $(WORKERS)
 
-check: test check-beyond-tests
+check: test check-beyond-tests check-cuda
 
 check-beyond-tests: setup
 	TORCH="$(TORCH)" TORCH_INDEX="$(TORCH_INDEX)" PYTHON="$(PYTHON)" bash scripts/check.sh
+
+check-cuda: setup
+	OMP_NUM_THREADS=1 MAX_JOBS=1 $(python) -m pytest tests/cuda -m slow -n $(WORKERS) --dist worksteal
 
 bench: setup
 	$(python) scripts/bench_banded.py

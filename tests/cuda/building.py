@@ -6,6 +6,7 @@ What is built is named by everything that goes into it, so that nothing is built
 import hashlib
 import os
 import platform
+import re
 import shutil
 import subprocess
 from collections.abc import Sequence
@@ -16,13 +17,25 @@ import torch
 from filelock import FileLock
 
 ROOT = Path(__file__).parents[2]
-CSRC = ROOT / "csrc"
+CSRC = Path(os.environ.get("LONGSPAN_CSRC", ROOT / "csrc"))  # elsewhere, where faults are planted in a copy
 EMULATOR = Path(__file__).parent / "emulator"
 BUILD = ROOT / "build" / "cuda"
 TORCH = Path(torch.__file__).parent
+HEAD_SIZES = ("LONGSPAN_HEAD_SIZES", "LONGSPAN_SPAN_HEAD_SIZES")  # macros: those that have tiles of their own
 ELEMENT_TYPES = ("half", "bf16", "float", "double")
-OPERATORS = ("banded", "block", "lsh", "multidim")
-HEAD_SIZES = (32, 64, 80, 96, 128)
+SOURCES = sorted(path.stem for path in (CSRC / "cuda").glob("*.cu"))
+
+
+def registered_operators() -> list[str]:
+    """The operators, and their backward halves, that ``csrc/cuda`` has kernels for."""
+    texts = (path.read_text() for path in sorted((CSRC / "cuda").glob("*.cu")))
+    registrations = [part for text in texts for part in text.split("LONGSPAN_REGISTER(m)")[1:]]
+    return [name for text in registrations for name in re.findall(r'm\.impl\("(\w+)"', text)]
+
+
+def sources_of(*types: str) -> list[str]:
+    """The sources without those of other element types, which are named ``<what>_<type>.cu``."""
+    return [name for name in SOURCES if (ending := name.rsplit("_")[-1]) not in ELEMENT_TYPES or ending in types]
 
 
 def nvcc() -> str | None:
@@ -40,11 +53,17 @@ def _common_flags(csrc: Path) -> list[str]:
     return ["-std=c++20", "-DTORCH_TARGET_VERSION=0x020d000000000000", f"-I{csrc}", f"-I{TORCH / 'include'}"]
 
 
-def run(command: Sequence[str]) -> str:
+def run(command: Sequence[str | Path], environment: dict[str, str] | None = None, folder: Path | None = None) -> str:
     """Standard error of a command that succeeds; AssertionError with all that it said, where it fails."""
-    done = subprocess.run([str(word) for word in command], capture_output=True, text=True)
+    words = [str(word) for word in command]
+    done = subprocess.run(words, capture_output=True, text=True, env=environment, cwd=folder)
     assert done.returncode == 0, f"{' '.join(map(str, command))}\n{done.stdout}\n{done.stderr}"
     return done.stderr
+
+
+def device_sources(csrc: Path) -> list[Path]:
+    """Folders of what CUDA kernels are made of: changes of the CPU's leave what is built as it is."""
+    return [csrc / "common", csrc / "cuda"]
 
 
 def _digest(folders: Sequence[Path], words: Sequence[str]) -> str:
@@ -70,7 +89,7 @@ def built(name: str, suffix: str, folders: Sequence[Path], words: Sequence[str],
 def compile_objects(
     folder: Path, sources: Sequence[tuple[Path, Sequence[str]]], flags: Sequence[str], csrc: Path
 ) -> list[Path]:
-    """Objects of C++ sources, each with flags of its own besides the common ones, two at a time."""
+    """Objects of C++ sources, each with flags of its own besides the common ones, two at a time (or MAX_JOBS)."""
     compiler = host_compiler()
     assert compiler
 
@@ -81,55 +100,73 @@ def compile_objects(
         run([compiler, *common, *flags, *own, "-x", "c++", "-c", path, "-o", output])
         return output
 
-    with ThreadPoolExecutor(2) as pool:
+    with ThreadPoolExecutor(int(os.environ.get("MAX_JOBS", "2"))) as pool:
         return list(pool.map(compile_one, sources))
 
 
-def emulated_library(types: Sequence[str], head_sizes: Sequence[int], flags: Sequence[str] = ()) -> Path:
-    """The operators of ``csrc/cuda`` for CPU tensors, run by the emulator: a library of ``longspan_emulated``."""
-    sizes = f"-DLONGSPAN_HEAD_SIZES={','.join(map(str, head_sizes))}"
-    without = " ".join(f"LONGSPAN_LAUNCHERS({name})" for name in ELEMENT_TYPES if name not in types)
-    options = ["-O1", "-g", "-fPIC", "-ffp-contract=fast", *flags]
+def emulated_library() -> Path:
+    """All of ``csrc/cuda`` for CPU tensors, run by the emulator: a library that registers ``longspan_emulated``.
+
+    The environment variable LONGSPAN_EMULATOR_FLAGS takes the place of the compiler's options. What it leaves beside
+    objects (``--coverage``) lies beside the library, in a folder of the same name.
+    """
+    flags = os.environ.get("LONGSPAN_EMULATOR_FLAGS", "-O1 -g").split()
+    options = ["-fPIC", "-ffp-contract=fast", *flags]
 
     def make(path: Path) -> None:
         folder = path.with_suffix("")
-        folder.mkdir(exist_ok=True)
-        sources = [(CSRC / "cuda" / f"attention_{name}.cu", [sizes]) for name in types]
-        sources += [(CSRC / "cuda" / f"{name}.cu", []) for name in OPERATORS]
-        sources += [(EMULATOR / "emulator.cpp", ["-O2"])]
-        if without:
-            sources += [(EMULATOR / "without_types.cpp", [f"-DLONGSPAN_WITHOUT={without}"])]
-        objects = compile_objects(folder, sources, options, CSRC)
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir()
+        sources = [(CSRC / "cuda" / f"{name}.cu", options) for name in SOURCES]
+        # ThreadSanitizer must not see how the emulator changes threads: it is told by hand.
+        own = ["-DEMULATOR_TSAN"] if "-fsanitize=thread" in flags else [x for x in flags if "sanitize" in x]
+        sources += [(EMULATOR / "emulator.cpp", ["-fPIC", "-O2", *own])]
+        objects = compile_objects(folder, sources, [], CSRC)
         libraries = [f"-L{TORCH / 'lib'}", "-ltorch", "-ltorch_cpu", "-lc10", f"-Wl,-rpath,{TORCH / 'lib'}"]
         run([host_compiler(), "-shared", *flags, *objects, "-o", path, *libraries, "-pthread", "-Wl,--no-undefined"])
-        shutil.rmtree(folder)
+        for leftover in objects:
+            leftover.unlink()
+        shutil.rmtree(notes_of(path), ignore_errors=True)
+        folder.rename(notes_of(path))
 
-    return built("emulated", ".so", [CSRC, EMULATOR], [sizes, without, *options], make)
+    return built("emulated", ".so", [*device_sources(CSRC), EMULATOR], options, make)
 
 
-def _sizes_for_nvcc(head_sizes: Sequence[int]) -> str:
+def notes_of(library: Path) -> Path:
+    """The folder beside an emulated library."""
+    return library.with_name(library.name.removeprefix("unfinished-")).with_suffix("")
+
+
+def _sizes_for_nvcc(head_sizes: Sequence[int]) -> list[str]:
     """nvcc takes a plain comma for the end of an option."""
-    return "-DLONGSPAN_HEAD_SIZES=" + r"\,".join(map(str, head_sizes))
+    return [f"-D{name}=" + r"\,".join(map(str, head_sizes)) for name in HEAD_SIZES]
 
 
 def ptx(source: str, head_sizes: Sequence[int], csrc: Path = CSRC) -> str:
-    """What nvcc makes of ``csrc/cuda/<source>.cu`` for compute capability 8.0, as text."""
-    flags = ["-O3", "-ptx", "-arch=compute_80", _sizes_for_nvcc(head_sizes)]
+    """What nvcc makes of ``csrc/cuda/<source>.cu`` for compute capability 8.0, as text; of kernels for some heads."""
+    flags = ["-O3", "-ptx", "-arch=compute_80", *_sizes_for_nvcc(head_sizes)]
 
     def make(path: Path) -> None:
         run([nvcc(), *_common_flags(csrc), *flags, csrc / "cuda" / f"{source}.cu", "-o", path])
 
-    return built(source, ".ptx", [csrc], flags, make).read_text()
+    return built(source, ".ptx", device_sources(csrc), flags, make).read_text()
 
 
-def cubin_report(source: str, architecture: str, head_sizes: Sequence[int]) -> str:
-    """What ptxas says of each kernel of ``csrc/cuda/<source>.cu``: registers, stack, spills."""
-    flags = ["-O3", "-cubin", f"-arch={architecture}", "-Xptxas", "-v"]
-    flags.append(_sizes_for_nvcc(head_sizes))
+def machine_code_report(source: str, virtual: str, real: Sequence[str], head_sizes: Sequence[int] | None = None) -> str:
+    """What ptxas says of each kernel of ``csrc/cuda/<source>.cu``: registers, stack, spills.
+
+    Args:
+        source: name of a file.
+        virtual: the architecture whose PTX it is, as "compute_80".
+        real: those that this PTX becomes machine code of, as "sm_86".
+        head_sizes: None: all that are built.
+    """
+    flags = ["-O3", "-fatbin", f"-gencode=arch={virtual},code=[{','.join(real)}]", "-Xptxas", "-v"]
+    flags += _sizes_for_nvcc(head_sizes) if head_sizes else []
 
     def make(path: Path) -> None:
-        cubin = path.with_suffix(".cubin")
-        path.write_text(run([nvcc(), *_common_flags(CSRC), *flags, CSRC / "cuda" / f"{source}.cu", "-o", cubin]))
-        cubin.unlink()
+        code = path.with_suffix(".fatbin")
+        path.write_text(run([nvcc(), *_common_flags(CSRC), *flags, CSRC / "cuda" / f"{source}.cu", "-o", code]))
+        code.unlink()
 
-    return built(f"{source}-{architecture}", ".txt", [CSRC], flags, make).read_text()
+    return built(f"{source}-{real[0]}", ".txt", device_sources(CSRC), flags, make).read_text()

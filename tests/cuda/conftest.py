@@ -1,27 +1,35 @@
+from collections.abc import Callable
+
 import pytest
 
-from .building import emulated_library, host_compiler, nvcc, ptx
+from .building import emulated_library, host_compiler, nvcc, ptx, sources_of
 from .emulated import Emulator
 from .ptx.program import Kernel, parse
-
-QUICK_TYPES, QUICK_SIZES = ("half", "float"), (64,)
 
 
 @pytest.fixture(scope="session")
 def emulator() -> Emulator:
-    """The kernels of the two engines for heads of 64; others are `slow`."""
+    """All kernels, of all types and head sizes."""
     if host_compiler() is None:
         pytest.skip("the emulator needs g++ on x86-64")
-    return Emulator(emulated_library(QUICK_TYPES, QUICK_SIZES))
+    return Emulator(emulated_library())
 
 
 @pytest.fixture(scope="session")
-def kernels() -> dict[str, Kernel]:
-    """The PTX of the same kernels."""
+def kernels_of() -> Callable[..., dict[str, Kernel]]:
+    """``kernels_of("half", "float", head_sizes=(64,))``: the PTX of all kernels but those of other types."""
     if nvcc() is None:
         pytest.skip("nvcc is not installed")
-    sources = [*(f"attention_{name}" for name in QUICK_TYPES), "lsh"]
-    return {name: kernel for source in sources for name, kernel in parse(ptx(source, QUICK_SIZES)).items()}
+    parsed: dict[tuple, dict[str, Kernel]] = {}
+
+    def kernels(*types: str, head_sizes: tuple[int, ...] = (64,)) -> dict[str, Kernel]:
+        sources = sources_of(*types)
+        for key in ((source, head_sizes) for source in sources):
+            if key not in parsed:
+                parsed[key] = parse(ptx(*key))
+        return {name: kernel for source in sources for name, kernel in parsed[source, head_sizes].items()}
+
+    return kernels
 
 
 def pytest_collection_modifyitems(config, items):

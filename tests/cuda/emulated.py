@@ -10,11 +10,11 @@ import torch
 
 import longspan.ops  # noqa: F401  (registers the operators)
 
+from .building import registered_operators
 from .ptx.interpreter import Launch
 from .ptx.program import Kernel
 
-NAMES = ("banded", "dense", "block", "lsh", "bucket", "multidim")
-OPERATORS = tuple(f"{name}_attention{half}" for name in NAMES for half in ("", "_backward"))
+OPERATORS = registered_operators()
 _DRIVER = ctypes.CFUNCTYPE(
     None, ctypes.c_char_p, ctypes.c_int64, ctypes.c_uint, ctypes.c_size_t, ctypes.POINTER(ctypes.c_void_p)
 )

@@ -5,26 +5,33 @@ import torch
 
 from . import cases
 
+QUICK_TYPES = (torch.float16, torch.float32)
+TYPES = tuple(cases.TOLERANCE)
+# Those with tiles of their own; padded, aligned or not; wider than any tile.
+HEAD_SIZES = (32, 64, 80, 96, 128, 40, 50, 3, 136)
 by_name = pytest.mark.parametrize("name", cases.QUICK)
-DTYPES = {"half": torch.float16, "bf16": torch.bfloat16, "float": torch.float32, "double": torch.float64}
 
 
 @by_name
-@pytest.mark.parametrize("dtype", [torch.float16, torch.float32], ids=str)
+@pytest.mark.parametrize("dtype", QUICK_TYPES, ids=str)
 def test_agrees_with_the_reference(emulator, name, dtype):
     cases.check(cases.QUICK[name](64), dtype, emulator.running())
 
 
 @pytest.mark.parametrize("seed", [1, 2])
-@pytest.mark.parametrize("dtype", [torch.float16, torch.float32], ids=str)
+@pytest.mark.parametrize("dtype", QUICK_TYPES, ids=str)
 def test_any_order_of_threads(emulator, seed, dtype):
     """Threads, blocks and copies at random: results are equal to the bit."""
-    case = cases.QUICK["lsh, wrapped, with dropout"](64)
+    assert_same_in_any_order(emulator, cases.QUICK["lsh, wrapped, with dropout"](64), dtype, [seed])
+
+
+def assert_same_in_any_order(emulator, case, dtype, seeds):
     with emulator.running():
         wanted = case.run(dtype)
-    with emulator.running(seed=seed):
-        got = case.run(dtype)
-    assert all(torch.equal(a, b) for a, b in zip(got, wanted, strict=True))
+    for seed in seeds:
+        with emulator.running(seed=seed):
+            got = case.run(dtype)
+        assert all(torch.equal(a, b) for a, b in zip(got, wanted, strict=True)), f"seed {seed}"
 
 
 @pytest.mark.parametrize("head_size", [1, 7, 40, 130])
@@ -40,13 +47,27 @@ def test_odd_lengths(emulator, T):
     cases.check(cases.lsh(T, 64, chunk_size=8), torch.float16, emulator.running())
 
 
+@pytest.mark.parametrize("name", cases.HASHING)
+def test_hashing(emulator, name):
+    wanted = cases.buckets_of(**cases.HASHING[name])
+    with emulator.running():
+        assert torch.equal(cases.buckets_of(**cases.HASHING[name]), wanted)
+
+
 def test_the_emulator_is_what_ran(emulator):
-    """Else a green run could be the reference compared with itself."""
+    """Else a green run could be the reference compared with itself: each case runs kernels, forward and backward."""
+    idle = [name for name in cases.QUICK if not blocks_run(emulator, cases.QUICK[name](32))]
+    idle += [
+        name for name in cases.UNUSUAL if not blocks_run(emulator, cases.UNUSUAL[name](32)) and "empty" not in name
+    ]
+    assert idle == ["lsh, no tokens"]
+
+
+def blocks_run(emulator, case) -> int:
     with emulator.running():
         emulator.configure()
-        cases.QUICK["band"](64).run(torch.float16)
-        blocks, switches, warp_words = emulator.configure()
-    assert blocks >= 3 * 2 and switches > 1000 and warp_words > 100
+        case.run(torch.float32)
+        return emulator.configure()[0]
 
 
 def test_strides(emulator):
@@ -61,3 +82,37 @@ def test_strides(emulator):
             got = cases.Case(case.call, [change(x) for x in case.inputs]).run(torch.float32)
             for ours, theirs in zip(got, wanted, strict=True):
                 torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=1e-6)
+
+
+@pytest.mark.slow
+@by_name
+@pytest.mark.parametrize("dtype", [x for x in TYPES if x not in QUICK_TYPES], ids=str)
+def test_every_type(emulator, name, dtype):
+    cases.check(cases.QUICK[name](64), dtype, emulator.running())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", cases.UNUSUAL)
+@pytest.mark.parametrize(("dtype", "head_size"), [(torch.float16, 64), (torch.float32, 50), (torch.bfloat16, 136)])
+def test_unusual(emulator, name, dtype, head_size):
+    cases.check(cases.UNUSUAL[name](head_size), dtype, emulator.running())
+
+
+@pytest.mark.slow
+@by_name
+@pytest.mark.parametrize("head_size", HEAD_SIZES)
+@pytest.mark.parametrize("dtype", TYPES, ids=str)
+def test_matrix(emulator, name, dtype, head_size):
+    """And in a random order of threads, the same to the bit."""
+    case = cases.QUICK[name](head_size)
+    cases.check(case, dtype, emulator.running())
+    assert_same_in_any_order(emulator, case, dtype, [head_size])
+
+
+@pytest.mark.slow
+def test_errors_name_the_operator(emulator):
+    """What only the kernels cannot do."""
+    wide = torch.zeros(1, 1, 2, 40_000)
+    with emulator.running():
+        with pytest.raises(RuntimeError, match="head size 40000 is too large"):
+            cases.Case(cases.banded(1, 1, window=(1, 1), H=1).call, [wide[:, :, :1]] * 3).run(torch.float32)

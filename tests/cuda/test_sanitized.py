@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from .building import CSRC, EMULATOR, built, compile_objects, host_compiler, run
+from .building import CSRC, EMULATOR, built, compile_objects, device_sources, host_compiler, run
 
 PROGRAM = Path(__file__).parent / "sanitized"
 SANITIZERS = {
@@ -39,7 +39,7 @@ def program(sanitizer: str, csrc: Path = CSRC) -> Path:
         run([host_compiler(), *flags, *objects, "-o", path, "-pthread", "-ldl", "-rdynamic"])
         shutil.rmtree(folder)
 
-    return built(f"sanitized-{sanitizer}", "", [csrc, EMULATOR, PROGRAM], flags, make)
+    return built(f"sanitized-{sanitizer}", "", [*device_sources(csrc), EMULATOR, PROGRAM], flags, make)
 
 
 def execute(path: Path, seeds: int, case: str = "") -> str:

@@ -80,6 +80,13 @@ unsigned char* map_memory(size_t bytes) {
   return static_cast<unsigned char*>(memory);
 }
 
+void unmap_memory(unsigned char* memory, size_t bytes) {
+#ifdef EMULATOR_ASAN
+  ASAN_UNPOISON_MEMORY_REGION(memory, bytes);  // somebody else gets these addresses
+#endif
+  munmap(memory, bytes);
+}
+
 std::string describe(const Place& place) {
   std::ostringstream text;
   text << place.word << " at " << place.file << ":" << place.line;
@@ -160,6 +167,7 @@ struct Worker {
   const void* main_bottom = nullptr;
   size_t main_bytes = 0;
   void *barrier_token = nullptr, *start_token = nullptr, *end_token = nullptr;  // TSan
+  char* warp_tokens = nullptr;                                                  // one for each warp
 
   Fiber& current() { return *fibers[size_t(running)]; }
 };
@@ -268,7 +276,7 @@ void fiber_main() {
 
 void prepare(Fiber& fiber, unsigned thread) {
 #ifdef EMULATOR_TSAN  // a fresh mapping: the runtime forgets what the block before did there
-  if (fiber.stack) munmap(fiber.stack, kStackBytes), fiber.stack = nullptr;
+  if (fiber.stack) unmap_memory(fiber.stack, kStackBytes), fiber.stack = nullptr;
   fiber.sanitizer = __tsan_create_fiber(0);
 #else
   fiber.sanitizer = nullptr;
@@ -294,11 +302,12 @@ void run_block(Worker& w, unsigned block) {
   w.at_barrier.reserve(w.size.x);
   w.meetings.assign((w.size.x + kWarp - 1) / kWarp, Meeting{});
 #ifdef EMULATOR_TSAN
-  if (w.shared) munmap(w.shared, kSharedBytes), w.shared = nullptr;
+  if (w.shared) unmap_memory(w.shared, kSharedBytes), w.shared = nullptr;
   // Tokens of its own for each block: blocks are not ordered among themselves.
   static thread_local std::vector<std::unique_ptr<char[]>> tokens;
-  tokens.push_back(std::make_unique<char[]>(16));
+  tokens.push_back(std::make_unique<char[]>(16 + kMostThreads / kWarp));
   w.barrier_token = tokens.back().get(), w.start_token = tokens.back().get() + 8;
+  w.warp_tokens = tokens.back().get() + 16;
 #endif
   if (!w.shared) w.shared = map_memory(kSharedBytes);
 #ifdef EMULATOR_ASAN
@@ -454,6 +463,17 @@ void meet_warp(unsigned mask, void* brought, Together together, Place place) {
   }
 }
 
+void wait_for_warp(Place place) {
+#ifdef EMULATOR_TSAN
+  char* token = worker->warp_tokens + worker->current().thread.x / kWarp;
+  __tsan_release(token);
+#endif
+  meet_warp(0xffffffffu, nullptr, [](void**) {}, place);
+#ifdef EMULATOR_TSAN
+  __tsan_acquire(token);
+#endif
+}
+
 void shuffle_together(void** lanes) {
   for (unsigned lane = 0; lane < kWarp; ++lane) {
     Shuffle& mine = *static_cast<Shuffle*>(lanes[lane]);
@@ -519,8 +539,8 @@ void run(const char* kernel, int64_t blocks, unsigned threads, size_t shared_byt
 #ifdef EMULATOR_TSAN
     __tsan_acquire(end_token);
 #endif
-    for (auto& fiber : w.fibers) munmap(fiber->stack, kStackBytes);
-    if (w.shared) munmap(w.shared, kSharedBytes);
+    for (auto& fiber : w.fibers) unmap_memory(fiber->stack, kStackBytes);
+    if (w.shared) unmap_memory(w.shared, kSharedBytes);
     switches_made += w.switches, warp_words_run += w.warp_words;
     if (!w.error.empty()) {
       std::lock_guard<std::mutex> lock(mutex);

@@ -70,6 +70,7 @@ const Index& block_index();
 const Index& block_size();
 
 void wait_for_block(Place place);
+void wait_for_warp(Place place);
 
 // All lanes of a warp meet; the last to arrive runs `together(what each lane brought)`, then all go on.
 using Together = void (*)(void** lanes);
@@ -144,6 +145,7 @@ uint32_t pack(float low, float high) {
 #define blockDim (::emulator::block_size())
 
 inline void __syncthreads(EMULATOR_HERE) { emulator::wait_for_block({"__syncthreads", file, line}); }
+inline void __syncwarp(EMULATOR_HERE) { emulator::wait_for_warp({"__syncwarp", file, line}); }
 template <class T>
 T __shfl_sync(unsigned mask, T value, int from, EMULATOR_HERE) {
   return emulator::shuffle(mask, value, unsigned(from), {"__shfl_sync", file, line});

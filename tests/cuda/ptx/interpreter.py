@@ -28,6 +28,11 @@ def bits_type(name: str) -> np.dtype:
     return np.dtype(bool) if name == "pred" else np.dtype(f"u{_WIDTH[name[1:]]}")
 
 
+def names_of(operand: str) -> list[str]:
+    """``"{a, b}"`` -> its parts; of anything else itself."""
+    return [name.strip() for name in operand.strip("{} ").split(",")]
+
+
 class Launch:
     """One launch of a kernel.
 
@@ -69,13 +74,15 @@ class Launch:
             if held.dtype == bool or held.dtype.itemsize == dtype.itemsize:
                 return held if held.dtype == bool else held.view(dtype)
             return held.astype(f"u{dtype.itemsize}").view(dtype)
-        if operand.startswith("0f"):
-            return np.array(int(operand[2:], 16), np.uint32).view(np.float32)
+        if operand.startswith(("0f", "0d")):
+            bits, of = (np.uint32, np.float32) if operand[1] == "f" else (np.uint64, np.float64)
+            return np.array(int(operand[2:], 16), bits).view(of)
         if re.match(r"-?\d", operand):
             value = int(operand, 0) & ((1 << (8 * dtype.itemsize)) - 1)
             return np.array(value, f"u{dtype.itemsize}").view(dtype)
         # A symbol: a parameter's offset; the one array in shared memory begins at 0.
-        return np.array(self.kernel.parameters.get(operand, (0, 0))[0], f"u{dtype.itemsize}").view(dtype)
+        offset = 0 if operand == self.kernel.shared else self.kernel.parameters[operand][0]
+        return np.array(offset, f"u{dtype.itemsize}").view(dtype)
 
     def _register(self, name: str) -> np.ndarray:
         if name not in self.registers:
@@ -99,11 +106,12 @@ class Launch:
             np.copyto(held, value, where=mask)
 
     def address(self, operand: str, kind: str) -> np.ndarray:
-        """``[register or symbol + offset]`` -> int64 for each thread."""
+        """``[register or symbol + offset]`` -> int64 for each thread; sums of 32 bits wrap around."""
         match = re.match(r"\[\s*([%\w]+)\s*(?:\+\s*(-?\d+))?\s*\]", operand)
         assert match, operand
         base = self.read(match[1], kind).astype(np.int64)
-        return np.broadcast_to(base + int(match[2] or 0), self.count)
+        sums = base + int(match[2] or 0)
+        return np.broadcast_to(sums & 0xFFFFFFFF if kind == "u32" else sums, self.count)
 
     def _whole_warps(self, mask: Mask, word: str) -> None:
         if mask is not None:
@@ -116,7 +124,7 @@ class Launch:
     def _compile(self, instruction: Instruction) -> Callable[[Mask], None] | Instruction:
         """A function of the threads that run it; jumps, barriers and returns stay as they are."""
         words = instruction.words
-        if words[0] in ("bra", "bar", "ret"):
+        if words[0] in ("bra", "ret") or (words[0] == "bar" and words[1] != "warp"):
             return instruction
         run = self._body(words, instruction.operation, instruction.arguments)
         guard, negated = instruction.guard, instruction.negated
@@ -137,6 +145,8 @@ class Launch:
             return lambda mask: self.write(
                 arguments[0], function(words, *(self.read(x, kind) for x in arguments[1:])), mask
             )
+        if word == "mov" and "{" in "".join(arguments):
+            return self._pack(arguments, kind) if "{" in arguments[1] else self._unpack(arguments, kind)
         if word == "mov" or word == "cvta":
             kind = "u64" if word == "cvta" else kind
             return lambda mask: self.write(arguments[0], self.read(arguments[1], kind), mask)
@@ -168,13 +178,37 @@ class Launch:
             return self._matrix_product(words, arguments)
         if operation.startswith("cp.async.cg"):
             return self._copy(arguments)
+        if operation.startswith("bar.warp"):
+            return lambda mask: self._whole_warps(mask, operation)
         if operation.startswith("cp.async."):
             return lambda mask: None  # copies land at once: what waits are for, the emulator checks
         raise NotImplementedError(f"PTX word {operation}")
 
+    def _pack(self, arguments: list[str], kind: str) -> Callable[[Mask], None]:
+        """``mov.b32 a, {low, high}``: registers of half the width, side by side."""
+        names, size = names_of(arguments[1]), numpy_type(kind).itemsize
+        part = f"b{8 * size // len(names)}"
+
+        def pack(mask: Mask) -> None:
+            parts = [np.broadcast_to(self.read(name, part), self.count) for name in names]
+            self.write(arguments[0], np.stack(parts, -1).view(f"u{size}")[:, 0], mask)
+
+        return pack
+
+    def _unpack(self, arguments: list[str], kind: str) -> Callable[[Mask], None]:
+        names, size = names_of(arguments[0]), numpy_type(kind).itemsize
+
+        def unpack(mask: Mask) -> None:
+            whole = np.ascontiguousarray(np.broadcast_to(self.read(arguments[1], kind), self.count))
+            parts = whole.view(f"u{size // len(names)}").reshape(self.count, -1)
+            for i, name in enumerate(names):
+                self.write(name, np.ascontiguousarray(parts[:, i]), mask)
+
+        return unpack
+
     def _load(self, words: list[str], arguments: list[str]) -> Callable[[Mask], None]:
         space, kind = words[1], words[-1]
-        dtype, names = numpy_type(kind), arguments[0].strip("{} ").split(",")
+        dtype, names = numpy_type(kind), names_of(arguments[0])
 
         def load(mask: Mask) -> None:
             address = self.address(arguments[1], "u32" if space == "shared" else "u64")
@@ -189,20 +223,20 @@ class Launch:
                     loaded = self.memory.load(place, dtype.itemsize).view(dtype)
                 values = np.zeros(self.count, dtype)
                 values[some] = loaded
-                self.write(name.strip(), values, mask)
+                self.write(name, values, mask)
 
         return load
 
     def _store(self, words: list[str], arguments: list[str]) -> Callable[[Mask], None]:
         space, kind = words[1], words[-1]
-        dtype, names = numpy_type(kind), arguments[1].strip("{} ").split(",")
+        dtype, names = numpy_type(kind), names_of(arguments[1])
         bits = f"u{dtype.itemsize}"
 
         def store(mask: Mask) -> None:
             address = self.address(arguments[0], "u32" if space == "shared" else "u64")
             some = slice(None) if mask is None else mask
             for i, name in enumerate(names):
-                values = np.broadcast_to(self.read(name.strip(), kind), self.count)[some].view(bits)
+                values = np.broadcast_to(self.read(name, kind), self.count)[some].view(bits)
                 place = address[some] + i * dtype.itemsize
                 if space == "shared":
                     self.shared.store(place, self.block[some], values)
@@ -242,7 +276,7 @@ class Launch:
         return copy
 
     def _load_matrices(self, words: list[str], arguments: list[str]) -> Callable[[Mask], None]:
-        names = [name.strip() for name in arguments[0].strip("{} ").split(",")]
+        names = names_of(arguments[0])
 
         def load(mask: Mask) -> None:
             self._whole_warps(mask, "ldmatrix")
@@ -255,7 +289,7 @@ class Launch:
         return load
 
     def _matrix_product(self, words: list[str], arguments: list[str]) -> Callable[[Mask], None]:
-        d, a, b, c = ([name.strip() for name in argument.strip("{} ").split(",")] for argument in arguments)
+        d, a, b, c = map(names_of, arguments)
 
         def multiply(mask: Mask) -> None:
             self._whole_warps(mask, "mma")

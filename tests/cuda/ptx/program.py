@@ -5,7 +5,8 @@ from dataclasses import dataclass, field
 
 _ENTRY = re.compile(r"\.entry\s+(\w+)\s*\((.*?)\)\s*((?:\.\w+[^\n{]*\n)*)\s*\{\n(.*?)\n\}", re.S)
 _PARAMETER = re.compile(r"\.param\s+(?:\.align\s+\d+\s+)?\.(\w+)\s+(\w+)(?:\[(\d+)\])?")
-_REGISTERS = re.compile(r"\.reg\s+\.(\w+)\s+%(\w+)<(\d+)>;")
+_REGISTERS = re.compile(r"\.reg\s+\.(\w+)\s+%(\w+?)(?:<\d+>)?;")
+_SHARED = re.compile(r"\.extern\s+\.shared\s+(?:\.align\s+\d+\s+)?\.b8\s+(\w+)\[\]")
 _BYTES = {"8": 1, "16": 2, "32": 4, "64": 8}
 
 
@@ -25,9 +26,14 @@ class Instruction:
 
 @dataclass
 class Kernel:
-    """One entry. ``parameters``: name -> (offset among all of them, bytes); ``registers``: prefix -> type."""
+    """One entry.
+
+    ``shared`` names its dynamic shared memory; ``parameters``: name -> (offset among all of them, bytes);
+    ``registers``: prefix -> type.
+    """
 
     name: str
+    shared: str = ""
     parameters: dict[str, tuple[int, int]] = field(default_factory=dict)
     registers: dict[str, str] = field(default_factory=dict)
     instructions: list[Instruction] = field(default_factory=list)
@@ -57,8 +63,10 @@ def _instruction(statement: str) -> Instruction:
 def parse(text: str) -> dict[str, Kernel]:
     """All kernels of a PTX file by symbol."""
     kernels = {}
+    shared = set(_SHARED.findall(text))
+    assert len(shared) <= 1, shared
     for name, parameters, _, body in _ENTRY.findall(text):
-        kernel = kernels[name] = Kernel(name)
+        kernel = kernels[name] = Kernel(name, *shared)
         offset = 0
         for kind, parameter, count in _PARAMETER.findall(parameters):
             size = _BYTES[re.sub(r"\D", "", kind)]
@@ -66,7 +74,7 @@ def parse(text: str) -> dict[str, Kernel]:
             total = size * int(count or 1)
             kernel.parameters[parameter] = (offset, total)
             offset += total
-        kernel.registers = {prefix: kind for kind, prefix, _ in _REGISTERS.findall(body)}
+        kernel.registers = {prefix: kind for kind, prefix in _REGISTERS.findall(body)}
         body = re.sub(r"//[^\n]*", "", body)
         for statement in re.split(r";", body):
             statement = statement.strip()

@@ -36,7 +36,8 @@ def _multiply_add(words: list[str], x: np.ndarray, y: np.ndarray, z: np.ndarray)
 
 
 def _fused(words: list[str], x: np.ndarray, y: np.ndarray, z: np.ndarray) -> np.ndarray:
-    return (x.astype(np.float64) * y + z).astype(x.dtype)
+    wider = np.float64 if x.dtype.itemsize == 4 else np.longdouble
+    return (x.astype(wider) * y + z).astype(x.dtype)
 
 
 def _divide(words: list[str], x: np.ndarray, y: np.ndarray) -> np.ndarray:
@@ -53,13 +54,25 @@ def _remainder(words: list[str], x: np.ndarray, y: np.ndarray) -> np.ndarray:
     return np.fmod(x, np.where(y == 0, 1, y)).astype(x.dtype)
 
 
+def _permute(words: list[str], x: np.ndarray, y: np.ndarray, selector: np.ndarray) -> np.ndarray:
+    """prmt: each byte is the one of ``y x`` that a digit of the selector names, or copies of its sign."""
+    both = x.astype(np.uint64) | y.astype(np.uint64) << np.uint64(32)
+    result = np.zeros(np.broadcast(x, y, selector).shape, np.uint32)
+    for i in range(4):
+        digit = selector.astype(np.uint64) >> np.uint64(4 * i)
+        byte = both >> (digit & np.uint64(7)) * np.uint64(8) & np.uint64(0xFF)
+        byte = np.where(digit & np.uint64(8), (byte >> np.uint64(7)) * np.uint64(0xFF), byte)
+        result |= (byte << np.uint64(8 * i)).astype(np.uint32)
+    return result
+
+
 def _extreme(words: list[str], x: np.ndarray, y: np.ndarray) -> np.ndarray:
     if x.dtype.kind == "f":
         return np.fmax(x, y) if words[0] == "max" else np.fmin(x, y)
     return np.maximum(x, y) if words[0] == "max" else np.minimum(x, y)
 
 
-def _in_f32(function: Function) -> Function:
+def _in_its_type(function: Function) -> Function:
     return lambda words, x: function(x).astype(x.dtype)
 
 
@@ -81,10 +94,11 @@ FUNCTIONS: dict[str, Function] = {
     "abs": lambda words, x: np.abs(x),
     "shl": _shift,
     "shr": _shift,
-    "rcp": _in_f32(lambda x: 1 / x),
-    "sqrt": _in_f32(np.sqrt),
-    "ex2": _in_f32(np.exp2),
-    "lg2": _in_f32(np.log2),
+    "prmt": _permute,
+    "rcp": _in_its_type(lambda x: 1 / x),
+    "sqrt": _in_its_type(np.sqrt),
+    "ex2": _in_its_type(np.exp2),
+    "lg2": _in_its_type(np.log2),
 }
 
 COMPARISONS: dict[str, Function] = {
