@@ -216,7 +216,8 @@ def growth_on_gpu(lengths: list[int]) -> None:
 
 
 def on_gpu(rounds: int, quick: bool) -> None:
-    print(f"\n{torch.cuda.get_device_name()}, {LENGTH} tokens, window {WINDOW} each side, {HEADS} heads, batch 8")
+    size = f"{LENGTH} tokens, window {WINDOW} each side, {HEADS} heads, batch {BATCH['cuda']}"
+    print(f"\n{torch.cuda.get_device_name()}, {size}")
     for dtype in (torch.float16, torch.bfloat16, torch.float32):
         peak = product_rate(dtype)
         print(f"\n{dtype}: a large matrix product runs at {peak:.0f} GFLOP/s here")

@@ -30,7 +30,7 @@ def serving(capability: tuple[int, int], compiled: list[tuple[int, int]]) -> str
     if not compiled:
         return "the PyTorch references run here"
     if capability < compiled[0]:
-        return "too old for the CUDA kernels: LONGSPAN_NO_EXT=1 runs the PyTorch references"
+        return "too old for what the CUDA kernels were compiled for: LONGSPAN_NO_EXT=1 runs the PyTorch references"
     if any(major == capability[0] and minor <= capability[1] for major, minor in compiled):
         return "the CUDA kernels run here"
     return "the CUDA kernels run here, compiled by the driver at their first use"

@@ -15,12 +15,7 @@ from longspan.training.story_reader import StoryReader, steps_of_sentences
 SUPPORTING, OTHER, QUESTION, UNUSED = "#2f6690", "#a8b9c8", "#e07b39", "#f1f3f5"
 INK, QUIET = "#22303c", "#7b8894"
 LINES = (("#2f6690", "-", "o"), ("#e07b39", "-", "s"), ("#5b8e55", "-", "^"), ("#7b8894", "--", "D"))
-PANEL, TEXT, ROW, CELL = (
-    6.2,
-    3.75,
-    0.3,
-    0.3,
-)  # inches: width of a panel and of its sentences, height and width of a step
+PANEL, TEXT, ROW, CELL = 6.2, 3.75, 0.3, 0.3  # inches: width of a panel, of its sentences; height and width of a step
 
 
 @torch.no_grad()
@@ -116,13 +111,8 @@ def _draw_story(axis: Any, height: float, story: Story, steps: Sequence[int], an
         asked = number == len(story.sentences)
         colour = QUESTION if asked else SUPPORTING if number in story.supporting else OTHER
         middle = (number + 1.7 + 0.3 * asked) * ROW
-        axis.text(
-            *(0, middle, text),
-            size=10.5,
-            color=INK if colour != OTHER else QUIET,
-            weight="bold" if asked else "normal",
-            va="center",
-        )
+        ink, weight = INK if colour != OTHER else QUIET, "bold" if asked else "normal"
+        axis.text(0, middle, text, size=10.5, color=ink, weight=weight, va="center")
         for step in range(most):
             corner = (TEXT + step * cell + 0.02, middle - 0.42 * ROW)
             filled = colour if step < count else UNUSED
@@ -137,17 +127,8 @@ def _draw_means(axis: Any, series: Mapping[str, Mapping[int, tuple[float, float]
         colour, line, marker = LINES[place]
         shifted = [number + 0.05 * (place - (len(series) - 1) / 2) for number in values]  # so that no bars coincide
         means, spreads = zip(*values.values(), strict=True)
-        axis.errorbar(
-            *(shifted, means, spreads),
-            color=colour,
-            ls=line,
-            marker=marker,
-            ms=6,
-            lw=2,
-            elinewidth=1,
-            capsize=3,
-            label=name,
-        )
+        look = {"color": colour, "ls": line, "marker": marker, "ms": 6, "lw": 2, "elinewidth": 1, "capsize": 3}
+        axis.errorbar(shifted, means, spreads, label=name, **look)
     axis.set_xticks(numbers, [f"{number} fact{'s' * (number > 1)}" for number in numbers], fontsize=10)
     axis.set_xlim(numbers[0] - 0.25, numbers[-1] + 0.25)
     axis.set_ylim(0, most + 0.5)
