@@ -116,17 +116,22 @@ __global__ void __launch_bounds__(Shape<T, D, true>::threads, 2)
   walk(
       problem, work, storage, problem.query, problem.grad_out, problem.key, problem.value,
       [&](int tile, const Key<T>* items, const T* keys, const T* values) {
+        if (first_row >= work.rows) return;
         W scores[N / 8][4], gradients[N / 8][4];
         multiply_rows<T, D, N>(scores, storage.rows[0] + first_row * pitch, keys);
         multiply_rows<T, D, N>(gradients, storage.rows[1] + first_row * pitch, values);
         weigh<Role::queries, N, T, D, Query<T>>(problem, work, storage, tile, first_row, items, scores, gradients);
+        if (problem.factor) {
 #pragma unroll
-        for (int n = 0; n < N / 8; ++n)
+          for (int n = 0; n < N / 8; ++n)
 #pragma unroll
-          for (int e = 0; e < 4; ++e) gradients[n][e] *= items[score_column(n, e)].factor;
+            for (int e = 0; e < 4; ++e) gradients[n][e] *= items[score_column(n, e)].factor;
+        } else {
+          multiply(gradients, problem.scale * kLog2e<W>);
+        }
         add_columns<T, D, N>(sums, gradients, keys);
       });
-  store_query_gradients<T, D>(problem, work, storage.row_items, first_row, sums);
+  store_query_gradients<T, D>(problem, problem.pattern.results_of(work), storage.row_items, first_row, sums);
 }
 
 template <class T, int D>
@@ -145,6 +150,7 @@ __global__ void __launch_bounds__(Shape<T, D, true>::threads, 2)
   walk(
       problem, work, storage, problem.key, problem.value, problem.query, problem.grad_out,
       [&](int tile, const Query<T>* items, const T* queries, const T* grad_out) {
+        if (first_row >= work.rows) return;
         W scores[N / 8][4], gradients[N / 8][4];
         multiply_rows<T, D, N>(scores, storage.rows[0] + first_row * pitch, queries);
         multiply_rows<T, D, N>(gradients, storage.rows[1] + first_row * pitch, grad_out);
@@ -152,7 +158,8 @@ __global__ void __launch_bounds__(Shape<T, D, true>::threads, 2)
         add_columns<T, D, N>(value_sums, scores, grad_out);
         add_columns<T, D, N>(key_sums, gradients, queries);
       });
-  store_key_gradients<T, D>(problem, work, storage.row_items, storage.rows[0], first_row, key_sums, value_sums);
+  store_key_gradients<T, D>(
+      problem, problem.pattern.results_of(work), storage.row_items, storage.rows[0], first_row, key_sums, value_sums);
 }
 
 }  // namespace longspan::cuda

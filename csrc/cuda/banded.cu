@@ -47,7 +47,7 @@ std::tuple<Tensor, Tensor> forward(
   const ForwardCall call(query, key, value, key_mask, dropout_seed, scale, dropout_p);
   with_element_type(query, [&](auto element) {
     over_heads(call.problem<decltype(element)>(), left, right, dilation, [&](const auto& part) {
-      launch_forward(part, device.stream);
+      call.launch(part, device.stream);
     });
   });
   return call.results();
@@ -62,7 +62,7 @@ std::tuple<Tensor, Tensor, Tensor> backward(
   const BackwardCall call(grad_out, grad_lse, query, key, value, out, lse, key_mask, dropout_seed, scale, dropout_p);
   with_element_type(query, [&](auto element) {
     over_heads(call.problem<decltype(element)>(device.stream), left, right, dilation, [&](const auto& part) {
-      launch_backward(part, device.stream);
+      call.launch(part, device.stream);
     });
   });
   return call.results();

@@ -31,7 +31,7 @@ std::tuple<Tensor, Tensor> forward(
   with_element_type(query, [&](auto element) {
     auto problem = call.problem<decltype(element)>();
     Blocks{block_size, before, after, causal, wrap}.describe(problem.pattern);
-    launch_forward(problem, device.stream);
+    call.launch(problem, device.stream);
   });
   return call.results();
 }
@@ -45,7 +45,7 @@ std::tuple<Tensor, Tensor, Tensor> backward(
   with_element_type(query, [&](auto element) {
     auto problem = call.problem<decltype(element)>(device.stream);
     Blocks{block_size, before, after, causal, wrap}.describe(problem.pattern);
-    launch_backward(problem, device.stream);
+    call.launch(problem, device.stream);
   });
   return call.results();
 }

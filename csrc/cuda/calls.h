@@ -6,6 +6,7 @@
 #include "cuda/tensors.h"
 
 namespace longspan::cuda {
+namespace {  // as hidden as the types of the stable ABI
 
 struct ForwardCall {
   Tensor out, lse, query, key, value, rows;  // rows: another tensor than out only where its last dimension is strided
@@ -35,6 +36,26 @@ struct ForwardCall {
     problem.lse = data_of<Wide<T>>(lse);
     return problem;
   }
+  // What follows from a problem that the operator has completed.
+  template <class T>
+  void launch(const Problem<T>& problem, void* stream) const {
+    in_shares(problem, shares_of(problem, Role::queries, false), stream, [&](const Problem<T>& part) {
+      launch_forward(part, stream);
+    });
+  }
+
+  // Calls launch(the problem), or launch(its parts): whose keys are cut into shares, each with results of its own.
+  template <class T, template <class> class P, class Launch>
+  void in_shares(const P<T>& problem, int shares, void* stream, Launch&& launch) const {
+    if (shares == 1) return launch(problem);
+    const Tensor sums = new_rows(query, shares), lses = new_wide(query, shares);
+    P<T> parts = problem;
+    parts.pattern.shares = shares, parts.last = false;
+    parts.running = rows_of<Wide<T>>(sums), parts.lse = data_of<Wide<T>>(lses);
+    launch(parts);
+    launch_merge_shares<T>(problem, parts, stream);
+  }
+
   std::tuple<Tensor, Tensor> results() const { return {moved(rows, out), lse}; }
 };
 
@@ -81,9 +102,33 @@ struct BackwardCall {
         problem, rows_of<const T>(out), data_of<const Wide<T>>(grad_lse), data_of<Wide<T>>(delta), stream);
     return problem;
   }
+  // What follows from a problem that the operator has completed.
+  template <class T>
+  void launch(const Problem<T>& problem, void* stream) const {
+    for (const Role role : {Role::queries, Role::keys}) {
+      const int shares = shares_of(problem, role, true);
+      if (shares == 1) {
+        launch_backward(problem, role, stream);
+        continue;
+      }
+      const bool of_queries = role == Role::queries;
+      const Tensor sums = new_sums(of_queries ? query : key, shares),
+                   value_sums = new_sums(value, of_queries ? 0 : shares);
+      Problem<T> parts = problem;
+      parts.pattern.shares = shares;
+      parts.query_sums = rows_of<Wide<T>>(sums), parts.value_sums = rows_of<Wide<T>>(value_sums);
+      launch_backward(parts, role, stream);
+      const int tokens = of_queries ? parts.pattern.T : parts.pattern.S;
+      const Rows<T>& to = of_queries ? parts.grad_query : parts.grad_key;
+      launch_sum_shares(parts, tokens, rows_of<const Wide<T>>(sums), to, stream);
+      if (!of_queries) launch_sum_shares(parts, tokens, rows_of<const Wide<T>>(value_sums), parts.grad_value, stream);
+    }
+  }
+
   std::tuple<Tensor, Tensor, Tensor> results() const {
     return {moved(query_rows, grad_query), moved(key_rows, grad_key), moved(value_rows, grad_value)};
   }
 };
 
+}  // namespace
 }  // namespace longspan::cuda

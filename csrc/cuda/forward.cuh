@@ -46,7 +46,7 @@ struct Softmax {
 #pragma unroll
       for (int n = 0; n < tiles; ++n)
 #pragma unroll
-        for (int e = 2 * r; e < 2 * r + 2; ++e) highest = scores[n][e] > highest ? scores[n][e] : highest;
+        for (int e = 2 * r; e < 2 * r + 2; ++e) highest = larger(highest, scores[n][e]);
       highest = quad_max(highest);
       const W shift = highest == minus_infinity<W>() ? W(0) : highest, shrink = exp2_fast(maximum[r] - shift);
       maximum[r] = highest, total[r] *= shrink;
@@ -124,6 +124,7 @@ __global__ void __launch_bounds__(Shape<T, D, false>::threads, 2)
   walk(
       problem, work, storage, problem.query, problem.query, problem.key, problem.value,
       [&](int tile, const Key<T>* items, const T* keys, const T* values) {
+        if (first_row >= work.rows) return;  // a warp without rows
         const Query<T> queries[2] = {
             storage.row_items[first_row + tile_row(0)], storage.row_items[first_row + tile_row(1)]};
         Wide<T> scores[N / 8][4];
@@ -133,7 +134,7 @@ __global__ void __launch_bounds__(Shape<T, D, false>::threads, 2)
         drop<N>(problem, queries, items, scores);
         add_columns<T, D, N>(softmax.sums, scores, values);
       });
-  softmax.finish(problem, work, storage.row_items, first_row);
+  softmax.finish(problem, problem.pattern.results_of(work), storage.row_items, first_row);
 }
 
 }  // namespace longspan::cuda

@@ -26,13 +26,14 @@ size_t wide_memory(int head_size, int rows_of_sums, size_t element) {
   return carver.used();
 }
 
+int64_t cut(int64_t length, int64_t size) { return (length + size - 1) / size; }
+
 // Blocks of a launch: sets the tiles of the pattern.
 template <class T>
 int64_t blocks_of(Problem<T>& problem, Role role, int rows_per_tile) {
   Pattern& pattern = problem.pattern;
   pattern.rows_per_tile = rows_per_tile;
   if (pattern.B == 0) return 0;
-  auto cut = [](int64_t length, int64_t size) { return (length + size - 1) / size; };
   const int64_t rows = role == Role::queries ? pattern.T : pattern.S;
   int64_t tiles = 0;
   if (pattern.chunked) {
@@ -43,14 +44,46 @@ int64_t blocks_of(Problem<T>& problem, Role role, int rows_per_tile) {
       tiles = std::max(tiles, step * cut(cut(rows, step), rows_per_tile));
     }
   }
-  const int64_t blocks = tiles * pattern.heads * pattern.B;
+  const int64_t blocks = tiles * pattern.heads * pattern.B * pattern.shares;
   STD_TORCH_CHECK(blocks < (int64_t(1) << 31), "attention on CUDA: too many tiles for one launch (", blocks, ")");
   pattern.tiles = int(tiles);
   return blocks;
 }
 
+constexpr int64_t kEnoughBlocks = 512;  // to fill any GPU
+constexpr int64_t kLeastTiles = 4;      // of columns, that are worth a block
+constexpr int64_t kMostShares = 64;     // that one warp joins
+
+// Into how many shares columns are cut where tiles of rows are too few to fill a GPU. The same on every GPU: results do
+// not depend on which it is.
+template <class T>
+int best_shares(Problem<T> problem, Role role, int rows_per_tile, int columns_per_tile) {
+  const Pattern& pattern = problem.pattern;
+  const int64_t blocks = blocks_of(problem, role, rows_per_tile);
+  if (blocks == 0 || pattern.chunked) return 1;
+  int64_t widest = 0;  // columns that a tile of rows meets
+  for (int head = 0; head < pattern.heads; ++head) {
+    if (pattern.reaches.far) {
+      widest = rows_per_tile + pattern.reaches.most * (pattern.reaches.both_ways ? 2 : 1);
+    } else {
+      const int64_t all = cut(role == Role::queries ? pattern.S : pattern.T, pattern.bands.step[head]);
+      const int64_t seen = int64_t(rows_per_tile) + pattern.bands.left[head] + pattern.bands.right[head];
+      widest = std::max(widest, std::min(all, seen));
+    }
+  }
+  const int64_t shares = std::min(kEnoughBlocks / blocks, widest / (kLeastTiles * columns_per_tile));
+  return int(std::clamp<int64_t>(shares, 1, kMostShares));
+}
+
 template <class T, int D>
 struct Kernels {
+  static_assert(D <= kWidestTile);
+  static int shares(const Problem<T>& problem, Role role, bool backward) {
+    using Forward = Shape<T, D, false>;
+    using Backward = Shape<T, D, true>;
+    return backward ? best_shares(problem, role, Backward::rows, Backward::columns)
+                    : best_shares(problem, role, Forward::rows, Forward::columns);
+  }
   static void forward(Problem<T> problem, void* stream) {
     const int64_t blocks = blocks_of(problem, Role::queries, Shape<T, D, false>::rows);
     if (blocks)
@@ -58,13 +91,14 @@ struct Kernels {
           (attention_forward<T, D>), blocks, (Shape<T, D, false>::threads),
           (shared_memory_of<Storage<T, D, false, Role::queries>>()), stream, problem);
   }
-  static void backward(Problem<T> problem, void* stream) {
-    constexpr int rows = Shape<T, D, true>::rows, threads = Shape<T, D, true>::threads;
-    if (const int64_t blocks = blocks_of(problem, Role::queries, rows)) {
+  static void backward(Problem<T> problem, Role role, void* stream) {
+    constexpr int threads = Shape<T, D, true>::threads;
+    const int64_t blocks = blocks_of(problem, role, Shape<T, D, true>::rows);
+    if (blocks == 0) return;
+    if (role == Role::queries) {
       const size_t shared = shared_memory_of<Storage<T, D, true, Role::queries>>();
       LONGSPAN_LAUNCH((attention_backward_queries<T, D>), blocks, threads, shared, stream, problem);
-    }
-    if (const int64_t blocks = blocks_of(problem, Role::keys, rows)) {
+    } else {
       const size_t shared = shared_memory_of<Storage<T, D, true, Role::keys>>();
       LONGSPAN_LAUNCH((attention_backward_keys<T, D>), blocks, threads, shared, stream, problem);
     }
@@ -73,6 +107,7 @@ struct Kernels {
 
 template <class T>
 struct WideKernels {
+  static int shares(const Problem<T>&, Role, bool) { return 1; }
   static size_t memory(const Problem<T>& problem, int sums) {
     const size_t shared = wide_memory(problem.D, sums, sizeof(Wide<T>));
     STD_TORCH_CHECK(shared <= kMostSharedMemory, "attention on CUDA: head size ", problem.D, " is too large");
@@ -82,12 +117,14 @@ struct WideKernels {
     if (const int64_t blocks = blocks_of(problem, Role::queries, kWideRows))
       LONGSPAN_LAUNCH((wide_forward<T, Problem<T>>), blocks, 32 * kWideRows, memory(problem, 1), stream, problem);
   }
-  static void backward(Problem<T> problem, void* stream) {
-    if (const int64_t blocks = blocks_of(problem, Role::queries, kWideRows))
-      LONGSPAN_LAUNCH(
-          (wide_backward_queries<T, Problem<T>>), blocks, 32 * kWideRows, memory(problem, 1), stream, problem);
-    if (const int64_t blocks = blocks_of(problem, Role::keys, kWideRows))
-      LONGSPAN_LAUNCH((wide_backward_keys<T, Problem<T>>), blocks, 32 * kWideRows, memory(problem, 2), stream, problem);
+  static void backward(Problem<T> problem, Role role, void* stream) {
+    constexpr int threads = 32 * kWideRows;
+    const int64_t blocks = blocks_of(problem, role, kWideRows);
+    if (blocks == 0) return;
+    if (role == Role::queries)
+      LONGSPAN_LAUNCH((wide_backward_queries<T, Problem<T>>), blocks, threads, memory(problem, 1), stream, problem);
+    else
+      LONGSPAN_LAUNCH((wide_backward_keys<T, Problem<T>>), blocks, threads, memory(problem, 2), stream, problem);
   }
 };
 
@@ -113,8 +150,8 @@ void with_kernels(const Problem<T>& problem, Body&& body, std::integer_sequence<
   if (!found) body(WideKernels<T>());
 }
 
-int64_t prepare_blocks(const Pattern& pattern) {
-  return (int64_t(pattern.B) * pattern.H * pattern.T + kPrepareRows - 1) / kPrepareRows;
+int64_t prepare_blocks(const Pattern& pattern, int tokens) {
+  return cut(int64_t(pattern.B) * pattern.heads * tokens, kRowsOfWarps);
 }
 
 }  // namespace
@@ -125,21 +162,44 @@ void launch_forward(const Problem<T>& problem, void* stream) {
 }
 
 template <class T>
-void launch_backward(const Problem<T>& problem, void* stream) {
-  with_kernels(problem, [&](auto kernels) { kernels.backward(problem, stream); }, head_sizes<T>());
+void launch_backward(const Problem<T>& problem, Role role, void* stream) {
+  with_kernels(problem, [&](auto kernels) { kernels.backward(problem, role, stream); }, head_sizes<T>());
+}
+
+template <class T>
+int shares_of(const Problem<T>& problem, Role role, bool backward) {
+  int shares = 1;
+  with_kernels(problem, [&](auto kernels) { shares = kernels.shares(problem, role, backward); }, head_sizes<T>());
+  return shares;
+}
+
+template <class T>
+void launch_merge_shares(const Problem<T>& problem, const Problem<T>& parts, void* stream) {
+  const Rows<const Wide<T>> sums = {parts.running.data, parts.running.batch, parts.running.head, parts.running.row};
+  const Wide<T>* lses = parts.lse;
+  if (const int64_t blocks = prepare_blocks(problem.pattern, problem.pattern.T))
+    LONGSPAN_LAUNCH((merge_shares<T>), blocks, 32 * kRowsOfWarps, 0, stream, problem, sums, lses, parts.pattern.shares);
+}
+
+template <class T>
+void launch_sum_shares(
+    const Problem<T>& parts, int tokens, const Rows<const Wide<T>>& sums, const Rows<T>& to, void* stream) {
+  if (const int64_t blocks = prepare_blocks(parts.pattern, tokens))
+    LONGSPAN_LAUNCH(
+        (sum_shares<T>), blocks, 32 * kRowsOfWarps, 0, stream, parts, tokens, sums, parts.pattern.shares, to);
 }
 
 template <class T>
 void launch_key_factors(const Problem<T>& problem, Wide<T>* factor, void* stream) {
-  if (const int64_t blocks = prepare_blocks(problem.pattern))
-    LONGSPAN_LAUNCH((key_factors<T>), blocks, 32 * kPrepareRows, 0, stream, problem, factor);
+  if (const int64_t blocks = prepare_blocks(problem.pattern, problem.pattern.T))
+    LONGSPAN_LAUNCH((key_factors<T>), blocks, 32 * kRowsOfWarps, 0, stream, problem, factor);
 }
 
 template <class T>
 void launch_query_deltas(
     const Problem<T>& problem, const Rows<const T>& out, const Wide<T>* grad_lse, Wide<T>* delta, void* stream) {
-  if (const int64_t blocks = prepare_blocks(problem.pattern))
-    LONGSPAN_LAUNCH((query_deltas<T>), blocks, 32 * kPrepareRows, 0, stream, problem, out, grad_lse, delta);
+  if (const int64_t blocks = prepare_blocks(problem.pattern, problem.pattern.T))
+    LONGSPAN_LAUNCH((query_deltas<T>), blocks, 32 * kRowsOfWarps, 0, stream, problem, out, grad_lse, delta);
 }
 
 }  // namespace longspan::cuda

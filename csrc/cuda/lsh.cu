@@ -137,7 +137,7 @@ std::tuple<Tensor, Tensor> attend_backward(
     problem.delta = data_of<Wide<T>>(delta);
     for (int round = 0; round < problem.pattern.chunks.R; ++round) {
       problem.pattern.chunks.round = round;
-      launch_backward(problem, device.stream);
+      for (const Role role : {Role::queries, Role::keys}) launch_backward(problem, role, device.stream);
     }
   });
   return {moved(query_sums, torch::stable::empty_like(query_key)), moved(value_sums, torch::stable::empty_like(value))};

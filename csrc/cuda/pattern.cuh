@@ -25,6 +25,7 @@ struct Reaches {
   const int* far;  // [B, H]: how many keys a head looks at; null: bands are given
   bool both_ways;  // a query sees itself and keys on both sides; else those before it
   bool zeros;      // places before the first key hold keys of zero
+  int most;        // no head looks at more
 };
 
 struct Chunks {
@@ -58,6 +59,7 @@ struct Sight {
 // A tile of rows, and its columns [begin, end), which count through all places where some of them may stand.
 struct Work {
   int batch, head;
+  int share;  // bands: which of the shares that columns are cut into
   int rows;
   int begin, end;
   int own;                 // chunks: through all rounds
@@ -71,6 +73,7 @@ struct Pattern {
   int B, H, T, S;                // H: heads of the whole operator
   int first_head, heads;         // those of this launch
   int rows_per_tile, tiles;      // tiles of a head, of the head that has most
+  int shares;                    // bands: into so many a tile's columns are cut, each for a block of its own
   bool chunked, causal, shared;  // shared: queries are the keys, and do not see themselves
   Bands bands;
   Reaches reaches;
@@ -87,8 +90,15 @@ struct Pattern {
   __device__ __forceinline__ bool start(Work& work, int64_t block) const {
     const int tile = int(block % tiles);
     work.head = first_head + int(block / tiles % heads);
-    work.batch = int(block / tiles / heads);
+    work.batch = int(block / tiles / heads % B), work.share = int(block / tiles / heads / B);
     return chunked ? start_chunk<role>(work, tile) : start_band<role>(work, tile);
+  }
+
+  // Where results of `work` go: those of each share behind those of the one before, as if the batch were so much
+  // longer.
+  __device__ __forceinline__ Work results_of(Work work) const {
+    work.batch += work.share * B;
+    return work;
   }
 
   // Columns are walked in tiles of a whole number of columns: whether all pairs of this one see each other.
@@ -199,7 +209,15 @@ struct Pattern {
       work.begin = max(shift, work.place - work.after);
       work.end = min(shift + queries, work.place + work.rows + work.before);
     }
+    if (shares > 1) take_share(work);
     return true;
+  }
+
+  // Shares are of whole tiles, whichever kernel's.
+  __device__ __forceinline__ void take_share(Work& work) const {
+    constexpr int whole = 64;
+    const int length = ((work.end - work.begin + shares - 1) / shares + whole - 1) / whole * whole;
+    work.begin += work.share * length, work.end = min(work.end, work.begin + length);
   }
 
   // ------------------------------------------------------------------------------------------------------- chunks

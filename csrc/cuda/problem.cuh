@@ -15,6 +15,17 @@ struct Rows {
   }
 };
 
+constexpr int kWidestTile = 128;  // heads: wider ones have no tiles, and are not cut into shares
+constexpr int kRowsOfWarps = 4;   // of a block whose warps have a row each
+
+// The row of this warp, of B H tokens; false: there is none.
+__device__ __forceinline__ bool own_row(int B, int H, int tokens, Work& work, int& token) {
+  const int64_t at = int64_t(blockIdx.x) * kRowsOfWarps + warp_id();
+  if (at >= int64_t(B) * H * tokens) return false;
+  work.batch = int(at / tokens / H), work.head = int(at / tokens % H), token = int(at % tokens);
+  return true;
+}
+
 template <class T>
 struct Problem {
   Pattern pattern;
@@ -28,14 +39,15 @@ struct Problem {
   const Wide<T>* factor;  // [B, H, T]: one over the length of each key, where the pattern is shared; else null
   Rows<T> out;
   Wide<T>* lse;  // [B, H, T]
-  // Rounds follow each other: all but the first take up the result of those before, all but the last leave it here.
+  // Rounds follow each other: all but the first take up the result of those before, all but the last leave it here. So
+  // do shares of columns.
   Rows<Wide<T>> running;
   bool resume, last;
   // Backward.
   Rows<const T> grad_out;
   const Wide<T>* delta;  // [B, H, T]
   Rows<T> grad_query, grad_key, grad_value;
-  // Where set, gradients are added to these sums instead, and grad_query is that of keys too.
+  // Where set, gradients are added to these sums instead, those of keys to the same as those of queries.
   Rows<Wide<T>> query_sums, value_sums;
 };
 

@@ -44,7 +44,7 @@ struct Spans {
     problem.span_batch = by_token() ? int64_t(pattern.H) * pattern.T : 0;
     problem.span_head = by_token() ? pattern.T : 1, problem.span_token = by_token();
     problem.ramp = Wide<T>(ramp), problem.inverse_ramp = Wide<T>(1 / ramp), problem.max_span = int(max_span);
-    problem.pattern.reaches = {data_of<const int>(far), bidirectional, zero_cache};
+    problem.pattern.reaches = {data_of<const int>(far), bidirectional, zero_cache, int(max_span)};
     launch_span_reaches(problem, data_of<int>(far), stream);
     return problem;
   }
@@ -58,7 +58,11 @@ std::tuple<Tensor, Tensor> forward(
   const ForwardCall call(query, key, value, key_mask, dropout_seed, scale, dropout_p);
   const Spans spans(query, positions, span, max_span, ramp, zero_cache, bidirectional);
   with_element_type(query, [&](auto element) {
-    launch_span_forward(spans.problem(call.problem<decltype(element)>(), device.stream), device.stream);
+    using T = decltype(element);
+    const SpanProblem<T> problem = spans.problem(call.problem<T>(), device.stream);
+    call.in_shares(problem, span_shares_of(problem), device.stream, [&](const SpanProblem<T>& part) {
+      launch_span_forward(part, device.stream);
+    });
   });
   return call.results();
 }
@@ -67,7 +71,7 @@ std::tuple<Tensor, Tensor> forward(
 template <class T>
 Tensor position_gradients(SpanProblem<T> problem, const Tensor& positions, void* stream) {
   Tensor gradients = torch::stable::empty_like(positions);
-  if (problem.position_rows == 0) return gradients;
+  if (gradients.numel() == 0) return gradients;
   problem.groups = position_groups(problem);
   const int64_t shape[] = {problem.groups, problem.tables(), problem.lags(), problem.D};
   const Tensor sums = torch::stable::new_empty(positions, shape, wide_type(positions));

@@ -109,19 +109,25 @@ struct Sheared {
 template <class T, int D, int count, int threads>
 __device__ __forceinline__ void load_positions(
     T* to, const SpanProblem<T>& problem, const Work& work, int offset, int direction) {
-  constexpr int pitch = kPitch<T, D>, step = Vector<T>::size, vectors = D / step;
-  for (int i = int(threadIdx.x); i < count * vectors; i += threads) {
-    const int row = i / vectors, column = i % vectors * step;
-    const T* from = problem.positions + work.head * problem.position_head +
-                    int64_t(problem.position_row(offset + row * direction)) * problem.D + column;
-    T* place = to + row * pitch + column;
-    const bool copy = column < problem.D;
-    if (problem.aligned) {
-      cp_async_16(place, copy ? from : problem.positions, copy);
-    } else {
-#pragma unroll
-      for (int j = 0; j < step; ++j) place[j] = copy && column + j < problem.D ? from[j] : T(0.f);
+  constexpr int pitch = kPitch<T, D>, step = Vector<T>::size, vectors = D / step, total = count * vectors;
+  const T* table = problem.positions + work.head * problem.position_head;
+  auto source = [&](int row) { return table + int64_t(problem.position_row(offset + row * direction)) * problem.D; };
+  if (problem.aligned) {
+#pragma unroll(is_16_bit<T>&& D <= 96 ? 8 : 1)  // where registers are left
+    for (int turn = 0; turn < (total + threads - 1) / threads; ++turn) {
+      const int i = turn * threads + int(threadIdx.x), row = i / vectors, column = i % vectors * step;
+      const bool copy = column < problem.D;
+      if (total % threads == 0 || i < total)
+        cp_async_16(to + row * pitch + column, copy ? source(row) + column : table, copy);
     }
+    return;
+  }
+#pragma unroll 1
+  for (int i = int(threadIdx.x); i < total; i += threads) {
+    const int row = i / vectors, column = i % vectors * step;
+#pragma unroll
+    for (int j = 0; j < step; ++j)
+      to[row * pitch + column + j] = column + j < problem.D ? source(row)[column + j] : T(0.f);
   }
 }
 

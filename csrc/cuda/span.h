@@ -8,6 +8,10 @@ namespace longspan::cuda {
 template <class T>
 void launch_span_forward(const SpanProblem<T>& problem, void* stream);
 
+// As shares_of, forward.
+template <class T>
+int span_shares_of(const SpanProblem<T>& problem);
+
 // Gradients of queries, keys, values and spans.
 template <class T>
 void launch_span_backward(const SpanProblem<T>& problem, void* stream);
@@ -27,6 +31,7 @@ void launch_span_reaches(const SpanProblem<T>& problem, int* far, void* stream);
 // Instantiates them.
 #define LONGSPAN_SPAN_LAUNCHERS(T)                                              \
   template void launch_span_forward<T>(const SpanProblem<T>&, void*);           \
+  template int span_shares_of<T>(const SpanProblem<T>&);                        \
   template void launch_span_backward<T>(const SpanProblem<T>&, void*);          \
   template int position_groups<T>(const SpanProblem<T>&);                       \
   template void launch_position_gradients<T>(const SpanProblem<T>&, T*, void*); \

@@ -57,6 +57,7 @@ __global__ void __launch_bounds__(SpanStorage<T, D, true, Role::queries>::Sizes:
   walk_spans(
       problem, work, storage, problem.query, problem.grad_out, problem.key, problem.value,
       [&](int tile, const Key<T>* items, const T* keys, const T* values) {
+        if (first_row >= work.rows) return;
         const SpanQuery<T> queries[2] = {
             storage.row_items[first_row + tile_row(0)], storage.row_items[first_row + tile_row(1)]};
         W scores[N / 8][4], gradients[N / 8][4];
@@ -115,6 +116,7 @@ __global__ void __launch_bounds__(SpanStorage<T, D, true, Role::keys>::Sizes::th
   walk_spans(
       problem, work, storage, problem.key, problem.value, problem.query, problem.grad_out,
       [&](int tile, const SpanQuery<T>* items, const T* queries, const T* grad_out) {
+        if (first_row >= work.rows) return;
         const Key<T> keys[2] = {storage.row_items[first_row + tile_row(0)], storage.row_items[first_row + tile_row(1)]};
         W scores[N / 8][4], gradients[N / 8][4], slope = 0;
         multiply_rows<T, D, N>(scores, storage.rows[0] + first_row * pitch, queries);

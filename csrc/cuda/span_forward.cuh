@@ -36,6 +36,7 @@ __global__ void __launch_bounds__(SpanStorage<T, D, false, Role::queries>::Sizes
   walk_spans(
       problem, work, storage, problem.query, problem.query, problem.key, problem.value,
       [&](int tile, const Key<T>* items, const T* keys, const T* values) {
+        if (first_row >= work.rows) return;
         const SpanQuery<T> queries[2] = {
             storage.row_items[first_row + tile_row(0)], storage.row_items[first_row + tile_row(1)]};
         Wide<T> scores[N / 8][4];
@@ -46,7 +47,7 @@ __global__ void __launch_bounds__(SpanStorage<T, D, false, Role::queries>::Sizes
         drop<N>(problem, queries, items, scores);
         add_columns<T, D, N>(softmax.sums, scores, values);
       });
-  softmax.finish(problem, work, storage.row_items, first_row);
+  softmax.finish(problem, problem.pattern.results_of(work), storage.row_items, first_row);
 }
 
 }  // namespace longspan::cuda

@@ -14,12 +14,15 @@
 namespace longspan::cuda {
 namespace {
 
-constexpr int64_t kEnoughBlocks = 512;  // to fill any GPU
-
 template <class T, int D>
 struct SpanKernels {
+  static_assert(D <= kWidestTile);
   static constexpr int lag_rows = LagStorage<T, D>::Sizes::rows;
 
+  static int shares(const SpanProblem<T>& problem) {
+    using Sizes = typename SpanStorage<T, D, false, Role::queries>::Sizes;
+    return best_shares<T>(problem, Role::queries, Sizes::rows, Sizes::columns);
+  }
   static void forward(SpanProblem<T> problem, void* stream) {
     using S = SpanStorage<T, D, false, Role::queries>;
     if (const int64_t blocks = blocks_of(problem, Role::queries, S::Sizes::rows))
@@ -43,6 +46,7 @@ template <class T>
 struct WideSpanKernels {
   static constexpr int lag_rows = kWideRows, threads = 32 * kWideRows;
 
+  static int shares(const SpanProblem<T>&) { return 1; }
   static void forward(SpanProblem<T> problem, void* stream) {
     const size_t memory = WideKernels<T>::memory(problem, 1);
     if (const int64_t blocks = blocks_of(problem, Role::queries, kWideRows))
@@ -94,6 +98,13 @@ int64_t lag_tiles(const SpanProblem<T>& problem) {
 template <class T>
 void launch_span_forward(const SpanProblem<T>& problem, void* stream) {
   with_span_kernels(problem, [&](auto kernels) { kernels.forward(problem, stream); });
+}
+
+template <class T>
+int span_shares_of(const SpanProblem<T>& problem) {
+  int shares = 1;
+  with_span_kernels(problem, [&](auto kernels) { shares = kernels.shares(problem); });
+  return shares;
 }
 
 template <class T>

@@ -95,7 +95,7 @@ Problem<T> describe(
   Problem<T> problem{};
   Pattern& pattern = problem.pattern;
   pattern.B = int(query.size(0)), pattern.H = int(query.size(1)), pattern.T = int(query.size(2));
-  pattern.S = int(num_keys), pattern.heads = pattern.H;
+  pattern.S = int(num_keys), pattern.heads = pattern.H, pattern.shares = 1;
   pattern.key_mask = data_of<const bool>(key_mask);
   problem.D = int(query.size(3));
   problem.scale = Wide<T>(scale);
@@ -106,11 +106,18 @@ Problem<T> describe(
   return problem;
 }
 
-inline Tensor new_wide(const Tensor& like) {
-  return torch::stable::new_empty(like, {like.size(0), like.size(1), like.size(2)}, wide_type(like));
+// Of a tensor [B, H, T, D]: statistics [shares B, H, T]; rows [shares B, H, T, D] of sums, that are to be written or
+// begin as zeros.
+inline Tensor new_wide(const Tensor& like, int64_t shares = 1) {
+  return torch::stable::new_empty(like, {shares * like.size(0), like.size(1), like.size(2)}, wide_type(like));
 }
-inline Tensor new_sums(const Tensor& like) {
-  return torch::stable::new_zeros(like, {like.size(0), like.size(1), like.size(2), like.size(3)}, wide_type(like));
+inline Tensor new_rows(const Tensor& like, int64_t shares = 1) {
+  return torch::stable::new_empty(
+      like, {shares * like.size(0), like.size(1), like.size(2), like.size(3)}, wide_type(like));
+}
+inline Tensor new_sums(const Tensor& like, int64_t shares = 1) {
+  return torch::stable::new_zeros(
+      like, {shares * like.size(0), like.size(1), like.size(2), like.size(3)}, wide_type(like));
 }
 
 // `rows` is where a kernel wrote what belongs into `to`.

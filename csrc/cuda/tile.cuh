@@ -45,6 +45,14 @@ __device__ __forceinline__ void clear(W (&sums)[N][4]) {
     for (int e = 0; e < 4; ++e) sums[n][e] = 0;
 }
 
+template <int N, class W>
+__device__ __forceinline__ void multiply(W (&sums)[N][4], W factor) {
+#pragma unroll
+  for (int n = 0; n < N; ++n)
+#pragma unroll
+    for (int e = 0; e < 4; ++e) sums[n][e] *= factor;
+}
+
 // scores += rows[16 x D] columns[N x D]^T
 template <class T, int D, int N>
 __device__ __forceinline__ void add_products(Wide<T> (&scores)[N / 8][4], const T* rows, const T* columns) {

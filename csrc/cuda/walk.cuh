@@ -54,17 +54,37 @@ struct Storage {
 template <class T, int D, int count, int threads, class AnyItem>
 __device__ __forceinline__ void load_rows(
     T* to, const Rows<const T>& from, const Work& work, const AnyItem* items, int head_size, bool aligned) {
-  constexpr int pitch = kPitch<T, D>, step = Vector<T>::size, vectors = D / step;
-  for (int i = int(threadIdx.x); i < count * vectors; i += threads) {
+  constexpr int pitch = kPitch<T, D>, step = Vector<T>::size, vectors = D / step, total = count * vectors;
+  const T* head = from.data + work.batch * from.batch + work.head * from.head;
+  if (is_16_bit<T> && aligned) {  // most of what the tensor cores would wait for: few instructions
+    constexpr int turns = (total + threads - 1) / threads;
+    int tokens[turns];  // all of them first: copies keep their order with other loads
+#pragma unroll
+    for (int turn = 0; turn < turns; ++turn) {
+      const unsigned i = turn * threads + threadIdx.x;
+      tokens[turn] = total % threads == 0 || i < total ? items[i / vectors].token : kNobody;
+    }
+#pragma unroll
+    for (int turn = 0; turn < turns; ++turn) {
+      const unsigned i = turn * threads + threadIdx.x;
+      const int row = int(i / vectors), column = int(i % vectors) * step;
+      const bool copy = tokens[turn] >= 0 && column < head_size;
+      if (total % threads == 0 || i < total)
+        cp_async_16(to + row * pitch + column, copy ? head + tokens[turn] * from.row + column : from.data, copy);
+    }
+    return;
+  }
+#pragma unroll 1
+  for (int i = int(threadIdx.x); i < total; i += threads) {
     const int row = i / vectors, column = i % vectors * step, token = items[row].token;
+    const T* source = head + token * from.row + column;
     T* place = to + row * pitch + column;
-    const bool copy = token >= 0 && column < head_size;
     if (aligned) {
-      cp_async_16(place, copy ? from.at(work, token) + column : from.data, copy);
+      const bool copy = token >= 0 && column < head_size;
+      cp_async_16(place, copy ? source : from.data, copy);
     } else {
 #pragma unroll
-      for (int j = 0; j < step; ++j)
-        place[j] = copy && column + j < head_size ? from.at(work, token)[column + j] : T(0.f);
+      for (int j = 0; j < step; ++j) place[j] = token >= 0 && column + j < head_size ? source[j] : T(0.f);
     }
   }
 }
@@ -113,7 +133,7 @@ __device__ __forceinline__ void walk(
           problem, work, pattern.column<role>(work, work.begin + tile * N + i), stream);
   };
   auto fetch = [&](int tile) {
-#pragma unroll 1
+#pragma unroll(is_16_bit<T> && !backward && D <= 96 ? 2 : 1)
     for (int which = 0; which < 2; ++which)
       load_rows<T, D, N, threads>(
           storage.column_tile(which, tile), which ? column_second : column_first, work, storage.item_tile(tile),
@@ -169,7 +189,11 @@ __device__ __forceinline__ void score_pairs(
     const Problem<T>& problem, const Work& work, const Storage<T, D, backward, role>& storage, int tile, int first_row,
     const Row (&rows)[2], const Column* columns, Wide<T> (&scores)[N / 8][4]) {
   using W = Wide<T>;
-  over_pairs<role, N>(rows, columns, [&](int n, int e, const auto&, const auto& key) { scores[n][e] *= key.factor; });
+  if (problem.factor) {
+    over_pairs<role, N>(rows, columns, [&](int n, int e, const auto&, const auto& key) { scores[n][e] *= key.factor; });
+  } else {
+    multiply(scores, problem.scale * kLog2e<W>);  // and no look at the keys where all are visible
+  }
   const int begin = work.begin + tile * N;
   if (problem.pattern.template all_visible<role>(work, begin, begin + N)) return;
   over_pairs<role, N>(rows, columns, [&](int n, int e, const auto& query, const auto& key) {

@@ -178,12 +178,12 @@ __device__ __forceinline__ T quad_sum(T x) {
   x += __shfl_xor_sync(kWholeWarp, x, 1);
   return x + __shfl_xor_sync(kWholeWarp, x, 2);
 }
+__device__ __forceinline__ float larger(float x, float y) { return fmaxf(x, y); }  // one instruction, `?:` takes two
+__device__ __forceinline__ double larger(double x, double y) { return fmax(x, y); }
 template <class T>
 __device__ __forceinline__ T quad_max(T x) {
-  T y = __shfl_xor_sync(kWholeWarp, x, 1);
-  x = x > y ? x : y;
-  y = __shfl_xor_sync(kWholeWarp, x, 2);
-  return x > y ? x : y;
+  x = larger(x, __shfl_xor_sync(kWholeWarp, x, 1));
+  return larger(x, __shfl_xor_sync(kWholeWarp, x, 2));
 }
 template <class T>
 __device__ __forceinline__ T warp_sum(T x) {

@@ -13,11 +13,13 @@ from longspan.ops import (
     dense_attention,
     lsh_attention,
     lsh_buckets,
+    merge,
     multidim_attention,
+    seeded_dropout,
     span_attention,
 )
 
-TOLERANCE = {torch.float64: 1e-10, torch.float32: 2e-5, torch.float16: 4e-3, torch.bfloat16: 3e-2}
+TOLERANCE = {torch.float64: 1e-10, torch.float32: 2e-5, torch.float16: 4e-3, torch.bfloat16: 5e-2}
 
 
 @dataclass
@@ -163,6 +165,27 @@ def span(
 
 DROPOUT = dict(dropout_p=0.3, dropout_seed=0x123456789ABCDEF)
 
+
+def merged(T: int, D: int, *, B: int = 2, H: int = 2) -> Case:
+    """``merge`` of two sides, where some rows have no key on one side or on both."""
+    a, b = _rows(2, B, H, T, D)
+    lses = _rows(2, B, H, T)
+    empty = [torch.arange(T, device=a.device) % 5 == 1, torch.arange(T, device=a.device) % 3 == 1]
+
+    def call(a, b, *lses):
+        wide = torch.float64 if a.dtype == torch.float64 else torch.float32
+        return merge(
+            [a, b], [lse.to(wide).masked_fill(rows, -torch.inf) for lse, rows in zip(lses, empty, strict=True)]
+        )
+
+    return Case(call, [a, b, *lses])
+
+
+def dropped(*shape: int, p: float = 0.3) -> Case:
+    """``seeded_dropout``, beside something that stands for an lse."""
+    return Case(lambda x: (seeded_dropout(x, (7 << 32) + 3, p), x.sum(-1)), _rows(1, *shape))
+
+
 QUICK = {
     "band": lambda D: banded(90, D, window=(20, 13)),
     "bands by head, cached, masked": lambda D: banded(
@@ -170,6 +193,7 @@ QUICK = {
     ),
     "band with dropout": lambda D: banded(70, D, window=(30, 5), **DROPOUT),
     "dense": lambda D: dense(5, 70, D),
+    "few queries, many keys": lambda D: dense(3, 520, D, B=1, masked=True),
     "blocks": lambda D: block(75, D, block_size=16, before=1, after=1, masked=True),
     "lsh": lambda D: lsh(75, D, chunk_size=16, chunks_before=1, chunks_after=0, causal=True),
     "lsh, wrapped, with dropout": lambda D: lsh(
@@ -179,6 +203,8 @@ QUICK = {
     "buckets": lambda D: bucket(75, D, window=7, masked=True),
     "multidim": lambda D: multidim(37, D, direction="forward"),
     "multidim, full": lambda D: multidim(9, D + 5, direction="full"),
+    "merged": lambda D: merged(37, D),
+    "dropped": lambda D: dropped(3, 25, D),
     "spans": lambda D: span(70, D, spans=[3.5, 17.0], cached=9),
     "spans, signed": lambda D: span(35, D, spans=[9.25], bidirectional=True, signed=True, masked=True),
 }
@@ -200,6 +226,8 @@ UNUSUAL = {
     "many examples": lambda D: banded(5, D, B=7, masked=True, window=(2, 2), **DROPOUT),
     "dense, masked, with dropout": lambda D: dense(70, 5, D, masked=True, **DROPOUT),
     "dense, without keys": lambda D: dense(3, 0, D),
+    "many queries, few keys": lambda D: dense(300, 3, D, masked=True, **DROPOUT),
+    "many heads, one with many keys": lambda D: banded(1, D, cached=520, H=66, window=[*[(1, 0)] * 65, (None, 0)]),
     "blocks, wrapped, with dropout": lambda D: block(50, D, block_size=16, before=2, after=0, wrap=True, **DROPOUT),
     "blocks, causal": lambda D: block(130, D, block_size=70, before=1, after=0, causal=True),
     "block longer than the text": lambda D: block(10, D, block_size=64, before=2, after=2),
@@ -222,7 +250,12 @@ UNUSUAL = {
         40, D, spans=[3.0, 30.0], cached=30, by_query=True, tables=2, B=2, zero_cache=True
     ),
     "spans, one query": lambda D: span(1, D, spans=[2.5, 20.0], cached=40),
+    "spans, few queries, many keys": lambda D: span(3, D, spans=[430.0, 2.0], cached=520, max_span=500, masked=True),
+    "spans, empty heads": lambda D: span(5, D, spans=[]),
     "spans, empty batch": lambda D: span(5, D, spans=[2.0], B=0),
+    "merged, empty batch": lambda D: merged(5, D, B=0),
+    "dropped, several draws": lambda D: dropped(5, 1667, D % 9 + 1, p=0.99),
+    "dropped, empty": lambda D: dropped(0, D),
     "multidim, backward": lambda D: multidim(34, D, direction="backward"),
     "multidim, many rows and features": lambda D: multidim(100, 2 * D + 3, B=3, direction="diagonal_free"),
     "multidim, empty batch": lambda D: multidim(5, D, B=0, direction="forward"),
