@@ -101,13 +101,13 @@ __device__ __forceinline__ void store_key_gradients(
 }
 
 template <class T, int D>
-__global__ void __launch_bounds__(Shape<T, D, true>::threads, 2)
+__global__ void __launch_bounds__(Shape<T, D, true>::threads, Shape<T, D, true>::blocks)
     attention_backward_queries(const LONGSPAN_GRID_CONSTANT Problem<T> problem) {
   using W = Wide<T>;
   constexpr int N = Shape<T, D, true>::columns, pitch = kPitch<T, D>;
   LONGSPAN_SHARED(shared);
   Carver carver(shared);
-  const Storage<T, D, true, Role::queries> storage(carver);
+  const Storage<T, D, true, Role::queries> storage(carver, problem.pattern.chunks.deduplicate);
   Work work;
   if (!problem.pattern.template start<Role::queries>(work, blockIdx.x)) return;
   const int first_row = 16 * warp_id();
@@ -135,13 +135,13 @@ __global__ void __launch_bounds__(Shape<T, D, true>::threads, 2)
 }
 
 template <class T, int D>
-__global__ void __launch_bounds__(Shape<T, D, true>::threads, 2)
+__global__ void __launch_bounds__(Shape<T, D, true>::threads, Shape<T, D, true>::blocks)
     attention_backward_keys(const LONGSPAN_GRID_CONSTANT Problem<T> problem) {
   using W = Wide<T>;
   constexpr int N = Shape<T, D, true>::columns, pitch = kPitch<T, D>;
   LONGSPAN_SHARED(shared);
   Carver carver(shared);
-  const Storage<T, D, true, Role::keys> storage(carver);
+  const Storage<T, D, true, Role::keys> storage(carver, problem.pattern.chunks.deduplicate);
   Work work;
   if (!problem.pattern.template start<Role::keys>(work, blockIdx.x)) return;
   const int first_row = 16 * warp_id();

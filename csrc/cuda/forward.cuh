@@ -110,12 +110,12 @@ __device__ __forceinline__ void drop(
 }
 
 template <class T, int D>
-__global__ void __launch_bounds__(Shape<T, D, false>::threads, 2)
+__global__ void __launch_bounds__(Shape<T, D, false>::threads, Shape<T, D, false>::blocks)
     attention_forward(const LONGSPAN_GRID_CONSTANT Problem<T> problem) {
   constexpr int N = Shape<T, D, false>::columns;
   LONGSPAN_SHARED(shared);
   Carver carver(shared);
-  const Storage<T, D, false, Role::queries> storage(carver);
+  const Storage<T, D, false, Role::queries> storage(carver, problem.pattern.chunks.deduplicate);
   Work work;
   if (!problem.pattern.template start<Role::queries>(work, blockIdx.x)) return;  // the whole block leaves
   const int first_row = 16 * warp_id();

@@ -13,10 +13,10 @@
 namespace longspan::cuda {
 namespace {
 
-template <class Storage>
-size_t shared_memory_of() {
+template <class Storage, class... Arguments>
+size_t shared_memory_of(Arguments... arguments) {
   Carver carver(nullptr);
-  Storage storage(carver);
+  Storage storage(carver, arguments...);
   return carver.used();
 }
 
@@ -89,17 +89,17 @@ struct Kernels {
     if (blocks)
       LONGSPAN_LAUNCH(
           (attention_forward<T, D>), blocks, (Shape<T, D, false>::threads),
-          (shared_memory_of<Storage<T, D, false, Role::queries>>()), stream, problem);
+          (shared_memory_of<Storage<T, D, false, Role::queries>>(problem.pattern.chunks.deduplicate)), stream, problem);
   }
   static void backward(Problem<T> problem, Role role, void* stream) {
     constexpr int threads = Shape<T, D, true>::threads;
     const int64_t blocks = blocks_of(problem, role, Shape<T, D, true>::rows);
     if (blocks == 0) return;
     if (role == Role::queries) {
-      const size_t shared = shared_memory_of<Storage<T, D, true, Role::queries>>();
+      const size_t shared = shared_memory_of<Storage<T, D, true, Role::queries>>(problem.pattern.chunks.deduplicate);
       LONGSPAN_LAUNCH((attention_backward_queries<T, D>), blocks, threads, shared, stream, problem);
     } else {
-      const size_t shared = shared_memory_of<Storage<T, D, true, Role::keys>>();
+      const size_t shared = shared_memory_of<Storage<T, D, true, Role::keys>>(problem.pattern.chunks.deduplicate);
       LONGSPAN_LAUNCH((attention_backward_keys<T, D>), blocks, threads, shared, stream, problem);
     }
   }

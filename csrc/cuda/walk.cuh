@@ -17,9 +17,12 @@ struct Shape {
            (rows + 3 * columns) * sizeof(Query<T>) + rows * columns + 1024;
   }
   static constexpr bool fits(int columns, int buffers) { return bytes(columns, buffers) <= kMostSharedMemory; }
-  static constexpr int widest = sizeof(T) == 8 && backward ? 16 : is_16_bit<T> && !backward ? 64 : 32;
+  static constexpr int widest = sizeof(T) == 8 && backward ? 16 : 32;
   static constexpr int columns = fits(widest, 2) ? widest : widest > 16 && fits(32, 1) ? 32 : fits(16, 1) ? 16 : 8;
   static constexpr int buffers = fits(columns, 2) ? 2 : 1;
+  static constexpr int blocks = !is_16_bit<T> || D > 64 ? 2
+                                : backward              ? 3
+                                                        : 4;  // at a time, that registers are left for
 };
 
 // The shared memory of one kernel.
@@ -35,14 +38,14 @@ struct Storage {
   T* columns[2];  // the other two, `buffers` tiles each
   Row* row_items;
   Column* column_items;   // three tiles
-  unsigned char* copies;  // [rows, columns], to deduplicate
+  unsigned char* copies;  // [rows, columns]; null unless keys are deduplicated: many blocks fit without
 
-  __host__ __device__ explicit Storage(Carver& carver) {
+  __host__ __device__ Storage(Carver& carver, bool deduplicate) {
     for (int i = 0; i < Sizes::stationary; ++i) rows[i] = carver.take<T>(Sizes::rows * pitch);
     for (int i = 0; i < 2; ++i) columns[i] = carver.take<T>(Sizes::buffers * Sizes::columns * pitch);
     row_items = carver.take<Row>(Sizes::rows);
     column_items = carver.take<Column>(3 * Sizes::columns);
-    copies = carver.take<unsigned char>(Sizes::rows * Sizes::columns);
+    copies = deduplicate ? carver.take<unsigned char>(Sizes::rows * Sizes::columns) : nullptr;
   }
   __device__ __forceinline__ T* column_tile(int which, int tile) const {
     return (which ? columns[1] : columns[0]) + tile % Sizes::buffers * Sizes::columns * pitch;
