@@ -65,6 +65,8 @@ struct Chunked {
     chunks.wrap = wrap, chunks.same_bucket = same_bucket, chunks.deduplicate = deduplicate;
     chunks.reach = kNobody;
     if (!deduplicate) return;
+    const int64_t copies = chunks.R * (int64_t(chunks.before) + 1 + chunks.after);
+    STD_TORCH_CHECK(copies < 65536, "lsh_attention: fewer than 65536 neighbours in all rounds wanted, got ", copies);
     sorted.slot_of = torch::stable::empty_like(sorted.order);
     chunks.slot_of = data_of<const int>(sorted.slot_of);
     if (const int64_t slots = sorted.order.numel())

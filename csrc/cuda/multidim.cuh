@@ -53,7 +53,7 @@ __device__ __forceinline__ MultidimWork multidim_work(const MultidimProblem<T>& 
 // What a token brings to its pairs, in the dtype of the sums. As keys: key, value. As queries: query (with the bias),
 // and in the backward pass share = grad_out / denominator and delta = share out - grad_denominator.
 template <class T>
-struct MultidimToken {
+struct alignas(16) MultidimToken {
   Wide<T> a, b, c;
   bool seen;  // it exists and is no padding
 };
@@ -91,7 +91,7 @@ template <class T>
 __device__ __forceinline__ MultidimPair<T> multidim_pair(const MultidimProblem<T>& p, Wide<T> key, Wide<T> query) {
   using W = Wide<T>;
   constexpr W log2e = W(1.4426950408889634);
-  const W r = W(1) / (W(1) + exp2_fast(2 * log2e / p.scale * (key + query)));
+  const W r = reciprocal_fast(W(1) + exp2_fast(2 * log2e / p.scale * (key + query)));
   return {exp2_fast(log2e * p.scale * (W(1) - 2 * r)), 4 * r * (W(1) - r)};
 }
 

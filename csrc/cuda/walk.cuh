@@ -14,7 +14,7 @@ struct Shape {
   static constexpr int stationary = backward ? 2 : 1;
   static constexpr size_t bytes(int columns, int buffers) {
     return size_t(stationary * rows + 2 * buffers * columns) * kPitch<T, D> * sizeof(T) +
-           (rows + 3 * columns) * sizeof(Query<T>) + rows * columns + 1024;
+           (rows + 3 * columns) * sizeof(Query<T>) + rows * columns * sizeof(uint16_t) + 1024;
   }
   static constexpr bool fits(int columns, int buffers) { return bytes(columns, buffers) <= kMostSharedMemory; }
   static constexpr int widest = sizeof(T) == 8 && backward ? 16 : 32;
@@ -37,15 +37,15 @@ struct Storage {
   T* rows[2];     // query and, backward, grad_out; or key and value
   T* columns[2];  // the other two, `buffers` tiles each
   Row* row_items;
-  Column* column_items;   // three tiles
-  unsigned char* copies;  // [rows, columns]; null unless keys are deduplicated: many blocks fit without
+  Column* column_items;  // three tiles
+  uint16_t* copies;      // [rows, columns]; null unless keys are deduplicated: many blocks fit without
 
   __host__ __device__ Storage(Carver& carver, bool deduplicate) {
     for (int i = 0; i < Sizes::stationary; ++i) rows[i] = carver.take<T>(Sizes::rows * pitch);
     for (int i = 0; i < 2; ++i) columns[i] = carver.take<T>(Sizes::buffers * Sizes::columns * pitch);
     row_items = carver.take<Row>(Sizes::rows);
     column_items = carver.take<Column>(3 * Sizes::columns);
-    copies = deduplicate ? carver.take<unsigned char>(Sizes::rows * Sizes::columns) : nullptr;
+    copies = deduplicate ? carver.take<uint16_t>(Sizes::rows * Sizes::columns) : nullptr;
   }
   __device__ __forceinline__ T* column_tile(int which, int tile) const {
     return (which ? columns[1] : columns[0]) + tile % Sizes::buffers * Sizes::columns * pitch;

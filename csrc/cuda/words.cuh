@@ -51,6 +51,7 @@ using emulator::cp_async_16, emulator::cp_async_commit, emulator::cp_async_wait,
     emulator::ldmatrix_x4_transposed, emulator::mma_m16n8k16, emulator::pack;
 inline float exp2_fast(float x) { return exp2f(x); }
 inline float log2_fast(float x) { return log2f(x); }
+inline float reciprocal_fast(float x) { return 1 / x; }
 
 #else
 
@@ -144,10 +145,17 @@ __device__ __forceinline__ float log2_fast(float x) {
   return y;
 }
 
+__device__ __forceinline__ float reciprocal_fast(float x) {
+  float y;
+  asm("rcp.approx.ftz.f32 %0, %1;\n" : "=f"(y) : "f"(x));
+  return y;
+}
+
 #endif
 
 __device__ __forceinline__ double exp2_fast(double x) { return exp2(x); }
 __device__ __forceinline__ double log2_fast(double x) { return log2(x); }
+__device__ __forceinline__ double reciprocal_fast(double x) { return 1 / x; }
 
 // Hands out aligned pieces of the dynamic shared memory. In the emulator a forbidden zone follows each.
 class Carver {
