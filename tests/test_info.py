@@ -29,6 +29,12 @@ def test_which_gpus_are_served(capability, wanted):
     assert wanted in said and ("driver" in said) == (wanted == "compiled by the driver")
 
 
+def test_an_old_gpu_beside_a_new_one():
+    """The kernels stay, for the new one."""
+    assert "CUDA_VISIBLE_DEVICES" in info.serving((6, 1), [(8, 0)], here=[(6, 1), (8, 6)])
+    assert "references" in info.serving((6, 1), [(8, 0)], here=[(6, 1), (7, 5)])
+
+
 def test_nothing_compiled(monkeypatch):
     """On a CUDA torch it says what runs instead, and how to get the kernels."""
     monkeypatch.setattr(torch.version, "cuda", "13.0")

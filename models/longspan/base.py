@@ -14,6 +14,8 @@ from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.utils import ModelOutput
 
+from longspan.ops.transfers import bounds
+
 logger = logging.getLogger(__name__)
 
 # Names that transformers itself gives to configurations, beside the fields it declares.
@@ -149,7 +151,7 @@ def check_range(name: str, ids: Tensor, limit: int, meaning: str) -> None:
     """Raise ValueError unless all of ``ids`` lie in ``[0, limit)``. A compiled graph checks its own lookups."""
     if not can_inspect(ids) or ids.numel() == 0:
         return
-    low, high = (int(value) for value in ids.aminmax())
+    low, high = bounds(ids)
     if low < 0 or high >= limit:
         raise ValueError(f"{name} must lie in [0, {limit}) ({meaning}), got {low if low < 0 else high}")
 
@@ -211,18 +213,19 @@ def token_mask(attention_mask: Tensor | None) -> Tensor | None:
     Dropping an all-ones mask lets kernels run unmasked. Other values are refused: they mean different things to
     different code (a 2 once meant "global", a large negative number "hidden").
     """
-    if attention_mask is None or attention_mask.dtype == torch.bool:
-        mask = attention_mask
-    else:
-        if can_inspect(attention_mask) and bool(((attention_mask != 0) & (attention_mask != 1)).any()):
-            raise ValueError(
-                "attention_mask must hold only 1 (a token) and 0 (padding); "
-                f"got values from {attention_mask.min().item()} to {attention_mask.max().item()}"
-            )
-        mask = attention_mask != 0
-    if mask is not None and can_inspect(mask) and bool(mask.all()):
+    if attention_mask is None:
         return None
-    return mask
+    mask = attention_mask != 0
+    if not can_inspect(mask):
+        return mask
+    strange = mask & (attention_mask != 1)
+    any_strange, complete = torch.stack([strange.any(), mask.all()]).tolist()  # one look: a GPU is waited for
+    if any_strange:
+        raise ValueError(
+            "attention_mask must hold only 1 (a token) and 0 (padding); "
+            f"got values from {attention_mask.min().item()} to {attention_mask.max().item()}"
+        )
+    return None if complete else mask
 
 
 def text_token(hidden_states: Tensor, attention_mask: Tensor | None, which: str) -> Tensor:

@@ -1,12 +1,14 @@
 """``python -m longspan.info``: what is installed, which operator runs on what, and what is slow and why."""
 
 import platform
+from collections.abc import Sequence
 
 import torch
 import transformers
 
 import longspan
 from longspan.ops import HAS_EXTENSION
+from longspan.ops.gpus import Capability, cuda_architectures, served
 from longspan.ops.library import LIBRARY
 from longspan.registry import ARCHITECTURES
 from longspan.testing import cpu_isa, has_kernel
@@ -18,19 +20,14 @@ def operators() -> list[str]:
     return sorted(name for name in names if not name.endswith("_backward"))
 
 
-def cuda_architectures() -> list[tuple[int, int]]:
-    """The compute capabilities that CUDA kernels were compiled for; empty where there are none."""
-    if not hasattr(torch.ops.longspan, "cuda_architectures"):
-        return []
-    return [divmod(number, 10) for number in torch.ops.longspan.cuda_architectures()]
-
-
-def serving(capability: tuple[int, int], compiled: list[tuple[int, int]]) -> str:
-    """How kernels compiled for some capabilities serve a GPU of another."""
+def serving(capability: Capability, compiled: list[Capability], here: Sequence[Capability] = ()) -> str:
+    """How kernels compiled for some capabilities serve a GPU of another; ``here``: the GPUs beside it."""
     if not compiled:
         return "the PyTorch references run here"
-    if capability < compiled[0]:
-        return "too old for what the CUDA kernels were compiled for: LONGSPAN_NO_EXT=1 runs the PyTorch references"
+    if not served(capability, compiled):
+        if any(served(other, compiled) for other in here):
+            return "too old for the CUDA kernels that the others run: calls on it fail, hide it (CUDA_VISIBLE_DEVICES)"
+        return "too old for the CUDA kernels: the PyTorch references run here"
     if any(major == capability[0] and minor <= capability[1] for major, minor in compiled):
         return "the CUDA kernels run here"
     return "the CUDA kernels run here, compiled by the driver at their first use"
@@ -47,10 +44,10 @@ def cuda_lines() -> list[str]:
             "For the kernels: install nvcc (CUDA 12.8 or newer) and have it on the path, then "
             "pip install --no-build-isolation --force-reinstall --no-deps longspan."
         )
-    for i in range(torch.cuda.device_count()):
-        capability = torch.cuda.get_device_capability(i)
-        name = torch.cuda.get_device_name(i)
-        lines.append(f"  GPU {i}: {name}, {capability[0]}.{capability[1]}: {serving(capability, compiled)}")
+    here = [torch.cuda.get_device_capability(i) for i in range(torch.cuda.device_count())]
+    for i, (major, minor) in enumerate(here):
+        says = serving((major, minor), compiled, here)
+        lines.append(f"  GPU {i}: {torch.cuda.get_device_name(i)}, {major}.{minor}: {says}")
     return lines
 
 

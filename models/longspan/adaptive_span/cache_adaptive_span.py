@@ -12,6 +12,7 @@ from torch import Tensor
 
 from longspan.cache import _Layer
 from longspan.layers.span_decoding import align
+from longspan.layers.span_projection import take_heads
 
 SPARE_ROWS = 64  # for each head: what is held beyond what it sees, where that is not much in all
 
@@ -139,7 +140,7 @@ class SpanRings(_Layer):
         return torch.arange(count, device=self.lengths.device) >= count - self.lengths[:, None]
 
     def _of_heads(self, group: HeadGroup, *states: Tensor) -> list[Tensor]:
-        return list(states) if len(self.groups) == 1 else [x[:, group.heads] for x in states]
+        return [take_heads(x, None if len(self.groups) == 1 else group.heads) for x in states]
 
     def extend(self, key: Tensor, value: Tensor) -> list[tuple[HeadGroup, Tensor, Tensor, Tensor]]:
         """Take in new tokens of all rows, and show what they can see.

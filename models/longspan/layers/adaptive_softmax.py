@@ -174,10 +174,11 @@ class AdaptiveLogSoftmax(_Clusters):
                 within = torch.where(inside[i], labels - begin, IGNORED)
                 chosen = hidden
                 if not compiling:  # a cluster projects its own tokens alone
-                    chosen, within = hidden[inside[i]], within[inside[i]]
+                    own = inside[i].nonzero(as_tuple=True)  # once: a GPU is waited for
+                    chosen, within = hidden[own], within[own]
                 cluster = self.clusters[i]
                 total = total + self._cluster_loss(chosen, i, cluster.weight, cluster.bias, within, rows)
-        return total / torch.as_tensor(counted).to(total.device)
+        return total / (counted.to(total.device) if isinstance(counted, Tensor) else counted)
 
     def _check(self, labels: Tensor) -> None:
         wrong = labels[(labels != IGNORED) & ((labels < 0) | (labels >= self.vocab_size))]

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from longspan.ops.tiled import autocast_dtype
+from longspan.ops.transfers import bounds
 
 LOGITS = 1 << 21  # held at a time where nothing else is said: 8 MiB of float32
 ROWS = 1024  # tokens at a time where the number of words is not known
@@ -175,7 +176,7 @@ def _counted(labels: Tensor, ignore_index: int) -> tuple[Tensor, Tensor]:
 
 def _check_words(words: Tensor, vocab_size: int, ignore_index: int) -> None:
     if len(words) and not torch.compiler.is_compiling():
-        low, high = (int(bound) for bound in words.aminmax())
+        low, high = bounds(words)
         if low < 0 or high >= vocab_size:
             raise ValueError(
                 f"labels must be words, 0 to {vocab_size - 1}, or {ignore_index} (ignored); got {low} to {high}"
@@ -183,8 +184,8 @@ def _check_words(words: Tensor, vocab_size: int, ignore_index: int) -> None:
 
 
 def _divide(total: Tensor, count: Tensor | int, num_items_in_batch: Tensor | int | None) -> Tensor:
-    count = torch.as_tensor(count if num_items_in_batch is None else num_items_in_batch)
-    return total / count.to(total.device)  # 0 / 0 is NaN
+    count = count if num_items_in_batch is None else num_items_in_batch
+    return total / (count.to(total.device) if isinstance(count, Tensor) else count)  # 0 / 0 is NaN
 
 
 class _LinearCrossEntropy(torch.autograd.Function):

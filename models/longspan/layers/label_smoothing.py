@@ -42,5 +42,5 @@ def smoothed_cross_entropy(
     least = 0.0
     if spread:
         least = -(1 - smoothing) * math.log1p(-smoothing) - smoothing * math.log(smoothing / (words - 1))
-    divisor = torch.as_tensor(count if num_items_in_batch is None else num_items_in_batch)
-    return (total - least * count) / divisor.to(total.device)
+    divisor = count if num_items_in_batch is None else num_items_in_batch
+    return (total - least * count) / (divisor.to(total.device) if isinstance(divisor, Tensor) else divisor)

@@ -16,6 +16,7 @@ from longspan.layers.decoding import Semantics, lsh_step
 from longspan.layers.dense_weights import dense_weights
 from longspan.ops import bucket_attention, lsh_attention, lsh_buckets
 from longspan.ops.rotations import seeded_rotations
+from longspan.ops.transfers import put_integers
 
 Buckets = int | list[int]
 
@@ -172,7 +173,8 @@ class LSHSelfAttention(nn.Module):
         out = query_key.new_empty(batch, heads, num_hashes, length, dtype=torch.int64)
         for buckets, rows in groups:
             rotations = self.rotations(query_key, buckets, num_hashes)
-            out[rows] = lsh_buckets(query_key[rows], rotations, buckets, key_mask=token_mask[rows])
+            at = put_integers(rows, query_key.device)
+            out[at] = lsh_buckets(query_key[at], rotations, buckets, key_mask=token_mask[at])
         return out
 
     def buckets_for(self, num_tokens: int) -> Buckets:

@@ -3,14 +3,18 @@
 B batch, H heads, T queries, S keys, D head size, E = H * D; rows are those of a step, see ``step_tokens.py``.
 """
 
+from contextlib import nullcontext
 from functools import partial
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from longspan.layers.step_tokens import StepRows, StepTokens
 from longspan.ops import banded_attention
+
+_SAFE_WITH_MASKS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 
 
 class MultiheadAttention(nn.Module):
@@ -81,7 +85,10 @@ class MultiheadAttention(nn.Module):
             triangle = plain and self.causal and query.shape[2] == key.shape[2] > 1
             everything = plain and (not self.causal or query.shape[2] == 1)
             visible = None if triangle or everything else self._visible(query, key, key_mask, query_column)
-            out = F.scaled_dot_product_attention(query, key, value, visible, dropout, is_causal=triangle)
+            # With a mask, cuDNN's backward pass gives NaN at some lengths (pytorch/pytorch issue 196678).
+            safe = sdpa_kernel(_SAFE_WITH_MASKS) if visible is not None and query.is_cuda else nullcontext()
+            with safe:
+                out = F.scaled_dot_product_attention(query, key, value, visible, dropout, is_causal=triangle)
         return out.transpose(1, 2).flatten(2)
 
     def _visible(

@@ -8,6 +8,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from longspan.ops.transfers import put_integers
+
 _SHORTEST = 0.8  # of the longest: texts with so many active tokens are padded to one batch of queries
 
 
@@ -113,7 +115,7 @@ class _Groups:
         self.sizes = [rows * width for rows, width in self.shapes]
         rows = [row for group in groups for row in group]
         self._texts = [len(group) for group in groups]
-        self._rows = None if rows == list(range(len(counts))) else torch.tensor(rows, device=index.device)
+        self._rows = None if rows == list(range(len(counts))) else put_integers(rows, index.device)
 
         starts, begin = [0] * len(counts), 0  # of each text among the packed
         for row, count in enumerate(counts):
@@ -121,14 +123,13 @@ class _Groups:
         padded, begin = [0] * len(counts), 0  # of each text among the groups' queries
         picks = []
         for group, width in zip(groups, widths, strict=True):
-            start = torch.tensor([starts[row] for row in group])[:, None]
-            last = torch.tensor([counts[row] - 1 for row in group])[:, None]
-            picks.append((start + torch.arange(width).minimum(last)).to(index.device))
+            start, last = put_integers([[starts[row], counts[row] - 1] for row in group], index.device).split(1, 1)
+            picks.append(start + torch.arange(width, device=index.device).minimum(last))
             for row in group:
                 padded[row], begin = begin, begin + width
         self.pick = torch.cat([pick.flatten() for pick in picks])
         self.columns = [index[pick] % running.shape[1] for pick in picks]
-        shift = torch.tensor([p - s for p, s in zip(padded, starts, strict=True)], device=index.device)
+        shift = put_integers([p - s for p, s in zip(padded, starts, strict=True)], index.device)
         self.back = torch.arange(len(index), device=index.device) + shift[index // running.shape[1]]
 
     def split(self, full: Tensor | None) -> Sequence[Tensor | None]:

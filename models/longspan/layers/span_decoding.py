@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 
 from longspan.layers.arrangement import Arrangement
+from longspan.layers.span_projection import take_heads
+from longspan.ops.transfers import put_integers
 
 # (heads, or None for all; query [B, G, T, D]; key and value [B, G, N + T, D]; key_mask bool [B, N + T] or None)
 # -> [B, G, T, D]
@@ -57,14 +59,16 @@ def span_step(
         return attend(None, query, keys, values, _unless_all(present))
     out = torch.empty_like(query)
     for group, keys, values, present in parts:
-        out[:, group.heads] = attend(group.heads, query[:, group.heads], keys, values, _unless_all(present))
+        heads = put_integers(group.heads, out.device)
+        out[:, heads] = attend(group.heads, query[:, heads], keys, values, _unless_all(present))
     return out
 
 
 def _beside(state: Any, group: Any, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """What the group holds and the new rows behind it: keys, values, and which are tokens or stand behind one."""
-    heads = slice(None) if len(state.groups) == 1 else group.heads
-    keys, values = (torch.cat([old, new[:, heads]], 2) for old, new in zip(group.rows, (key, value), strict=True))
+    heads = None if len(state.groups) == 1 else group.heads
+    new = (take_heads(x, heads) for x in (key, value))
+    keys, values = (torch.cat(pair, 2) for pair in zip(group.rows, new, strict=True))
     filled = state.filled(group)
     return keys, values, torch.cat([filled, filled.new_ones(len(filled), key.shape[2])], 1)
 

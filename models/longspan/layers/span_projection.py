@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from longspan.ops.transfers import take
+
 
 class HeadGroup(NamedTuple):
     """Heads that look back about equally far, and how many of the newest rows they read."""
@@ -50,10 +52,15 @@ def split_heads(x: Tensor, num_heads: int) -> Tensor:
     return x.unflatten(-1, (num_heads, -1)).transpose(1, 2)
 
 
+def take_heads(x: Tensor, heads: Sequence[int] | None, dim: int = 1) -> Tensor:
+    """Those heads of ``x``, which stand along ``dim``; None: all."""
+    return x if heads is None else take(x, dim, heads)
+
+
 def join_groups(parts: Sequence[Tensor], groups: Sequence[HeadGroup]) -> Tensor:
     """``[B, heads of a group, T, D]`` of each group -> ``[B, H, T, D]``, heads in their order."""
     order = [head for group in groups for head in group.heads or []]
-    return torch.cat(list(parts), 1)[:, sorted(range(len(order)), key=order.__getitem__)]
+    return take(torch.cat(list(parts), 1), 1, sorted(range(len(order)), key=order.__getitem__))
 
 
 def project_heads(projection: nn.Module, source: Tensor, num_heads: int, groups: Sequence[HeadGroup]) -> list[Tensor]:
@@ -71,11 +78,11 @@ def project_heads(projection: nn.Module, source: Tensor, num_heads: int, groups:
         return [split_heads(projection(source), num_heads)]
     if type(projection) is not nn.Linear or projection._forward_hooks or projection._forward_pre_hooks:
         every = split_heads(projection(source), num_heads)
-        return [every[:, group.heads, every.shape[2] - group.rows :] for group in groups]
+        return [take_heads(every[:, :, every.shape[2] - group.rows :], group.heads) for group in groups]
     weight = projection.weight.unflatten(0, (num_heads, -1))  # [H, D, E]
     return [
         split_heads(
-            F.linear(source[:, source.shape[1] - group.rows :], weight[group.heads].flatten(0, 1)),
+            F.linear(source[:, source.shape[1] - group.rows :], take_heads(weight, group.heads, 0).flatten(0, 1)),
             len(group.heads or []),
         )
         for group in groups

@@ -15,7 +15,14 @@ from longspan.layers.dense_weights import dense_weights
 from longspan.layers.persistent import persistent_attention
 from longspan.layers.span import DynamicSpan, FullSpan, Span, StaticSpan, head_windows
 from longspan.layers.span_decoding import span_step
-from longspan.layers.span_projection import HeadGroup, group_heads, join_groups, project_heads, split_heads
+from longspan.layers.span_projection import (
+    HeadGroup,
+    group_heads,
+    join_groups,
+    project_heads,
+    split_heads,
+    take_heads,
+)
 from longspan.ops import merge, span_attention
 
 SpanMode = Literal["static", "static_layer", "dynamic", "none"]
@@ -172,7 +179,7 @@ class SpanSelfAttention(nn.Module):
         seed = self._draw_dropout(hidden.device)
 
         def attend(heads, query, key, value, key_mask=None, seed=seed) -> Tensor:
-            some = span if heads is None else span[..., heads] if span.dim() == 1 else span[:, heads]
+            some = take_heads(span, heads, 0 if span.dim() == 1 else 1)
             mask = None if self.zero_cache else key_mask
             options: dict[str, Any] = dict(heads=heads, reach=reach, key_mask=mask, seed=seed)
             return self.attend(query, key, value, position_key, some, **options)
@@ -190,7 +197,7 @@ class SpanSelfAttention(nn.Module):
             return self._join(out), span, None
         parts = []
         for at, (group, key, value) in enumerate(zip(groups, keys, values, strict=True)):
-            some = query if group.heads is None else query[:, group.heads]
+            some = take_heads(query, group.heads)
             mask = None if key_mask is None else key_mask[:, key_mask.shape[1] - group.rows :]
             parts.append(attend(group.heads, some, key, value, mask, None if seed is None else seed + 2 * at))
         out = parts[0] if len(parts) == 1 else join_groups(parts, groups)
@@ -250,11 +257,11 @@ class SpanSelfAttention(nn.Module):
         )  # fmt: skip
         vectors = vectors_lse = None
         if self.persistent_key is not None and self.persistent_value is not None:
-            chosen = slice(None) if heads is None else heads
+            keys, values = (take_heads(x, heads, 0) for x in (self.persistent_key, self.persistent_value))
             vectors, vectors_lse = persistent_attention(
                 query,
-                self.persistent_key[chosen].mT * math.sqrt(self.head_size),
-                self.persistent_value[chosen] * math.sqrt(self.persistent),
+                keys.mT * math.sqrt(self.head_size),
+                values * math.sqrt(self.persistent),
                 dropout_p=dropout_p,
                 dropout_seed=None if seed is None else seed + 1,
             )

@@ -41,6 +41,7 @@ from longspan.layers import (
 from longspan.layers.global_tokens import mark_after_separator, mark_before_separator, mark_first_token
 from longspan.longformer.configuration_longformer import LongformerConfig
 from longspan.longformer.conversion import CHECKPOINT_NAMES
+from longspan.ops.transfers import bounds
 
 logger = logging.get_logger(__name__)
 
@@ -312,7 +313,7 @@ class LongformerModel(LongformerPreTrainedModel):
         if not can_inspect(position_ids) or position_ids.numel() == 0:
             return
         rows, limit = self.config.max_position_embeddings, self.config.max_tokens
-        low, high = (int(value) for value in position_ids.aminmax())
+        low, high = bounds(position_ids)
         if low < 0 or high >= rows:
             raise ValueError(
                 f"position_ids reach from {low} to {high}, the position table has the rows 0 to {rows - 1}: this model "

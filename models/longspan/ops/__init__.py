@@ -12,6 +12,7 @@ from longspan.ops.banded import banded_attention, banded_scores
 from longspan.ops.block import block_attention
 from longspan.ops.dense import dense_attention
 from longspan.ops.dropout import seeded_dropout
+from longspan.ops.gpus import look_at_gpus
 from longspan.ops.hashing import lsh_buckets
 from longspan.ops.lsh import bucket_attention, lsh_attention
 from longspan.ops.lsh_decode import bucket_decode, lsh_decode
@@ -24,6 +25,7 @@ HAS_EXTENSION = find_spec("longspan._C") is not None and not os.environ.get("LON
 
 if HAS_EXTENSION:
     import_module("longspan._C")
+    look_at_gpus()
 
 __all__ = [
     "HAS_EXTENSION",

@@ -31,6 +31,14 @@ def check_integer(name: str, label: str, number: Any, least: int) -> None:
         raise ValueError(f"{name}: {label} must be at least {least}, got {number}")
 
 
+def check_devices(name: str, **tensors: Tensor | None) -> None:
+    """All on one device: the kernel of one would read the memory of another."""
+    devices = {label: tensor.device for label, tensor in tensors.items() if tensor is not None}
+    if any(device != next(iter(devices.values())) for device in devices.values()):
+        given = ", ".join(f"{label} on {device}" for label, device in devices.items())
+        raise ValueError(f"{name}: all tensors on one device wanted, got {given}")
+
+
 def check_key_mask(name: str, key_mask: Tensor | None, batch: int, keys: int) -> None:
     wanted = [batch, keys]
     if key_mask is not None and (list(key_mask.shape) != wanted or key_mask.dtype != torch.bool):
@@ -43,6 +51,7 @@ def check_key_mask(name: str, key_mask: Tensor | None, batch: int, keys: int) ->
 def check_attention_inputs(name: str, query: Tensor, key: Tensor, value: Tensor, key_mask: Tensor | None) -> None:
     """``query [B, H, T, D]``, ``key, value [B, H or 1, S, D]`` of one dtype, ``key_mask [B, S]`` bool."""
     check_rows(name, query=query, key=key, value=value)
+    check_devices(name, query=query, key=key, value=value, key_mask=key_mask)
     if key.shape != value.shape:
         raise ValueError(f"{name}: key {list(key.shape)} and value {list(value.shape)} must have one shape")
     if key.shape[0] != query.shape[0] or key.shape[3] != query.shape[3]:
@@ -72,7 +81,7 @@ def check_dropout(name: str, dropout_p: float, dropout_seed: Tensor | int | None
     if isinstance(dropout_seed, int):
         if not -(2**63) <= dropout_seed < 2**63:
             raise ValueError(f"{name}: dropout_seed must fit 64 bits, got {dropout_seed}")
-        return torch.tensor(dropout_seed, dtype=torch.int64, device=device)
+        return torch.full((), dropout_seed, dtype=torch.int64, device=device)
     if dropout_seed.dim() != 0 or dropout_seed.dtype != torch.int64:
         raise ValueError(
             f"{name}: dropout_seed must be a 0-dim int64 tensor, got {dropout_seed.dtype} {list(dropout_seed.shape)}"

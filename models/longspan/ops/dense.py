@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from longspan.ops.checks import check_attention_inputs, check_dropout
+from longspan.ops.checks import check_attention_inputs, check_devices, check_dropout
 from longspan.ops.tiled import KEY_BLOCK, Tile, autocast, blocks, register_attention
 
 _TILE_ELEMENTS = 1 << 22  # scores of one tile over batch and heads: 16 MiB in float32
@@ -73,6 +73,7 @@ def dense_attention(
     """
     query, key, value = autocast(query, key, value)
     check_attention_inputs("dense_attention", query, key, value, key_mask)
+    check_devices("dense_attention", query=query, query_position=query_position, key_position=key_position)
     if key.shape[1] not in (1, query.shape[1]):
         raise ValueError(f"dense_attention: key has {key.shape[1]} heads, wanted 1 or {query.shape[1]}")
     if (query_position is None) != (key_position is None):

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from longspan.ops.checks import FLOATING, check_dropout
-from longspan.ops.library import LIBRARY
+from longspan.ops.library import LIBRARY, define_reference
+from longspan.ops.transfers import put_integers
 
 _LOW = 0xFFFFFFFF
 _STEP = 0x9E3779B9  # 2^32 / golden ratio: keeps counters that differ by little apart
@@ -59,7 +60,7 @@ def keep_mask(seed: Tensor, dropout_p: float, batch: int, heads: Sequence[int], 
     """
     device = query.device
     examples = torch.arange(batch, device=device)[:, None, None, None]
-    counted = torch.tensor(heads, dtype=torch.int64, device=device)[:, None, None]
+    counted = put_integers(heads, device)[:, None, None]
     return keep(seed, dropout_p, examples, counted, query[:, None], key)
 
 
@@ -76,7 +77,7 @@ def _seeded_dropout(x: Tensor, seed: Tensor, p: float) -> Tensor:
     return out
 
 
-LIBRARY.impl("seeded_dropout", _seeded_dropout, "CompositeExplicitAutograd")
+define_reference("seeded_dropout", _seeded_dropout)
 
 
 @torch.library.register_fake("longspan::seeded_dropout", lib=LIBRARY)

@@ -13,8 +13,8 @@ from numbers import Integral
 import torch
 from torch import Tensor
 
-from longspan.ops.checks import check_key_mask, check_rows
-from longspan.ops.library import LIBRARY
+from longspan.ops.checks import check_devices, check_key_mask, check_rows
+from longspan.ops.library import LIBRARY, define_reference
 from longspan.ops.tiled import blocks, statistics_dtype
 
 _TOKEN_BLOCK = 1024
@@ -58,8 +58,8 @@ def _lsh_order(buckets: Tensor, key_mask: Tensor | None) -> tuple[Tensor, Tensor
     return order.to(torch.int32), first.to(torch.int32)
 
 
-LIBRARY.impl("lsh_hash", _lsh_hash, "CompositeExplicitAutograd")
-LIBRARY.impl("lsh_order", _lsh_order, "CompositeExplicitAutograd")
+define_reference("lsh_hash", _lsh_hash)
+define_reference("lsh_order", _lsh_order)
 
 
 @torch.library.register_fake("longspan::lsh_hash", lib=LIBRARY)
@@ -106,6 +106,7 @@ def lsh_buckets(
         ValueError: on shapes, dtypes or factors that do not fit, naming the argument.
     """
     check_rows("lsh_buckets", query_key=query_key)
+    check_devices("lsh_buckets", query_key=query_key, rotations=rotations, key_mask=key_mask)
     factors = bucket_factors("lsh_buckets", num_buckets)
     B, H, T, D = query_key.shape
     wanted = f"[{H}, {D}, rounds, {sum(factors) // 2}] ([heads, head size, rounds, half the sum of the factors])"

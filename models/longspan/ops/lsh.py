@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from longspan.ops.checks import check_dropout, check_integer, check_key_mask, check_rows
+from longspan.ops.checks import check_devices, check_dropout, check_integer, check_key_mask, check_rows
 from longspan.ops.hashing import lsh_order
 from longspan.ops.tiled import autocast, blocks
 from longspan.ops.windows import NOBODY, SCORES, Windows, register_sorted_attention
@@ -132,6 +132,7 @@ _bucket_attention = register_sorted_attention("bucket_attention", "int window", 
 
 def _check(name: str, query_key: Tensor, value: Tensor, buckets: Tensor, key_mask: Tensor | None) -> None:
     check_rows(name, query_key=query_key, value=value)
+    check_devices(name, query_key=query_key, value=value, buckets=buckets, key_mask=key_mask)
     if query_key.shape != value.shape:
         raise ValueError(f"{name}: query_key {list(query_key.shape)} and value {list(value.shape)} must have one shape")
     if query_key.dtype != value.dtype:

@@ -10,9 +10,11 @@ B batch, H heads, R hash rounds, T tokens, D head size; W slots of a window.
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
-from longspan.ops.checks import check_attention_inputs, check_integer
+from longspan.ops.checks import check_attention_inputs, check_devices, check_integer
 from longspan.ops.hashing import lsh_order
+from longspan.ops.library import without_autocast
 from longspan.ops.tiled import statistics_dtype
 from longspan.ops.windows import unit_keys
 
@@ -60,7 +62,7 @@ def lsh_decode(
     check_integer("lsh_decode", "chunks_after", chunks_after, 0)
     T = query_key.shape[2]
     if key_mask is not None:
-        key_mask = key_mask.index_fill(1, torch.tensor([T - 1], device=key_mask.device), True)  # the new token is real
+        key_mask = F.pad(key_mask[:, :-1], (0, 1), value=True)  # the new token is real
     order, _ = lsh_order(buckets, key_mask)  # masked positions last
     earlier = buckets <= buckets[..., -1:]  # in that order: the new token is the last of its bucket
     real = torch.full((), T, device=buckets.device)
@@ -108,6 +110,7 @@ def bucket_decode(
     return _attend(query_key, value, newest.clamp(min=0).flatten(2), (newest >= 0).flatten(2))
 
 
+@without_autocast
 def _attend(query_key: Tensor, value: Tensor, at: Tensor, seen: Tensor) -> Tensor:
     """One softmax over the rows ``at [B, H, N]`` that are ``seen``; the new token's own value where there is none."""
     dtype = statistics_dtype(query_key.dtype)
@@ -122,6 +125,7 @@ def _attend(query_key: Tensor, value: Tensor, at: Tensor, seen: Tensor) -> Tenso
 
 def _check(name: str, query_key: Tensor, value: Tensor, buckets: Tensor, key_mask: Tensor | None) -> None:
     check_attention_inputs(name, query_key, query_key, value, key_mask)
+    check_devices(name, query_key=query_key, buckets=buckets)
     B, H, T = query_key.shape[:3]
     if T == 0:
         raise ValueError(f"{name}: query_key has no token, the newest one is wanted last; got {list(query_key.shape)}")

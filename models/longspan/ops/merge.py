@@ -11,7 +11,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from longspan.ops.library import LIBRARY
+from longspan.ops.checks import check_devices
+from longspan.ops.library import LIBRARY, define_reference
 
 
 def _weights(a_lse: Tensor, b_lse: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -47,8 +48,8 @@ LIBRARY.define(
     "merge_pair_backward(Tensor grad_out, Tensor? grad_lse, Tensor a, Tensor a_lse, Tensor b, Tensor b_lse)"
     " -> (Tensor, Tensor, Tensor, Tensor)"
 )
-LIBRARY.impl("merge_pair", _merge_pair, "CompositeExplicitAutograd")
-LIBRARY.impl("merge_pair_backward", _merge_pair_backward, "CompositeExplicitAutograd")
+define_reference("merge_pair", _merge_pair)
+define_reference("merge_pair_backward", _merge_pair_backward)
 
 
 @torch.library.register_fake("longspan::merge_pair", lib=LIBRARY)
@@ -100,7 +101,9 @@ def merge(outs: Sequence[Tensor], lses: Sequence[Tensor]) -> tuple[Tensor, Tenso
     if any(outs[0].shape[:-1] != lse.shape or lse.dtype != lses[0].dtype for lse in lses):
         given = [(list(lse.shape), lse.dtype) for lse in lses]
         raise ValueError(f"merge: each lse must have the shape of out but for the last dimension, got {given}")
-    out, lse = outs[0], lses[0]
+    given = {f"{label}[{i}]": x for label, group in (("outs", outs), ("lses", lses)) for i, x in enumerate(group)}
+    check_devices("merge", **given)
+    out, lse = outs[0], lses[0].contiguous()
     for other, other_lse in zip(outs[1:], lses[1:], strict=True):
-        out, lse = torch.ops.longspan.merge_pair.default(out, lse, other, other_lse)
+        out, lse = torch.ops.longspan.merge_pair.default(out, lse, other, other_lse.contiguous())
     return out, lse

@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from longspan.ops.checks import FLOATING, check_key_mask
-from longspan.ops.library import LIBRARY
+from longspan.ops.checks import FLOATING, check_devices, check_key_mask
+from longspan.ops.library import LIBRARY, define_reference
 from longspan.ops.tiled import autocast, statistics_dtype
 
 LARGEST_SCALE = 40.0  # sums of exp(+-40) are safe in float32
@@ -92,8 +92,8 @@ LIBRARY.define(
     f"multidim_attention_backward(Tensor grad_out, Tensor? grad_denominator, {_INPUTS}, Tensor out, Tensor denominator,"
     f" {_OPTIONS}) -> (Tensor, Tensor, Tensor, Tensor)"
 )
-LIBRARY.impl("multidim_attention", multidim_attention_reference, "CompositeExplicitAutograd")
-LIBRARY.impl("multidim_attention_backward", multidim_attention_backward_reference, "CompositeExplicitAutograd")
+define_reference("multidim_attention", multidim_attention_reference)
+define_reference("multidim_attention_backward", multidim_attention_backward_reference)
 
 
 @torch.library.register_fake("longspan::multidim_attention", lib=LIBRARY)
@@ -193,6 +193,7 @@ def multidim_attention(
     """
     dependent, head, value = autocast(dependent, head, value)
     _check("multidim_attention", bias, dependent=dependent, head=head, value=value)
+    check_devices("multidim_attention", dependent=dependent, head=head, value=value, bias=bias, key_mask=key_mask)
     check_key_mask("multidim_attention", key_mask, value.shape[0], value.shape[1])
     _check_options("multidim_attention", direction, scale)
     out, denominator = torch.ops.longspan.multidim_attention.default(

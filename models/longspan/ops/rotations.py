@@ -6,17 +6,17 @@ H heads, D head size, R hash rounds, S sum of the factors of the number of bucke
 import torch
 from torch import Tensor
 
-from longspan.ops.library import LIBRARY
+from longspan.ops.library import LIBRARY, define_reference
 
 LIBRARY.define("seeded_rotations(Tensor like, int seed, int[] size) -> Tensor")
 
 
 def _seeded_rotations(like: Tensor, seed: int, size: list[int]) -> Tensor:
     generator = torch.Generator("cpu").manual_seed(seed)
-    return torch.randn(size, generator=generator).to(like.device)
+    return torch.randn(size, generator=generator).to(like.device, non_blocking=True)
 
 
-LIBRARY.impl("seeded_rotations", _seeded_rotations, "CompositeExplicitAutograd")
+define_reference("seeded_rotations", _seeded_rotations)
 
 
 @torch.library.register_fake("longspan::seeded_rotations", lib=LIBRARY)

@@ -23,12 +23,13 @@ from torch.nn import functional as F
 from longspan.ops.checks import (
     FLOATING,
     check_attention_inputs,
+    check_devices,
     check_dropout,
     check_integer,
     check_same_heads,
 )
 from longspan.ops.dropout import keep_mask
-from longspan.ops.library import LIBRARY
+from longspan.ops.library import LIBRARY, define_reference
 from longspan.ops.tiled import KEY_BLOCK, QUERY_BLOCK, autocast, autocast_dtype, blocks, statistics_dtype
 
 LARGEST_EXPONENT = 80.0  # a key with weight 0 at the end of the ramp may score anything: its slope stays finite
@@ -216,8 +217,8 @@ LIBRARY.define(
     f"span_attention_backward(Tensor grad_out, Tensor? grad_lse, {_INPUTS}, Tensor out, Tensor lse, {_OPTIONS})"
     " -> (Tensor, Tensor, Tensor, Tensor, Tensor)"
 )
-LIBRARY.impl("span_attention", span_attention_reference, "CompositeExplicitAutograd")
-LIBRARY.impl("span_attention_backward", span_attention_backward_reference, "CompositeExplicitAutograd")
+define_reference("span_attention", span_attention_reference)
+define_reference("span_attention_backward", span_attention_backward_reference)
 
 
 @torch.library.register_fake("longspan::span_attention", lib=LIBRARY)
@@ -268,6 +269,7 @@ def _check(query, key, value, position_key, span, key_mask, max_span, ramp, zero
         raise ValueError(f"{name}: ramp must be a positive number of tokens, got {ramp!r}")
     if not isinstance(span, Tensor):
         raise ValueError(f"{name}: span must be a tensor, one number for each head, got {span!r}")
+    check_devices(name, query=query, position_key=position_key, span=span)
     if list(span.shape) not in ([heads], list(query.shape[:3])) or span.dtype not in FLOATING:
         raise ValueError(
             f"{name}: span must be floating point [{heads}] ([heads]) or {list(query.shape[:3])} ([batch, heads, "

@@ -18,7 +18,8 @@ import torch
 from torch import Tensor
 
 from longspan.ops.dropout import keep_mask
-from longspan.ops.library import LIBRARY
+from longspan.ops.library import LIBRARY, define_reference
+from longspan.ops.transfers import put_integers
 
 QUERY_BLOCK = 128
 KEY_BLOCK = 1024
@@ -69,8 +70,8 @@ def _blocks_of(tiles, query, key, value, key_mask, seed, scale, dropout_p) -> It
     dtype = statistics_dtype(query.dtype)
     num_heads = query.shape[1]
     for tile in tiles:
-        heads = slice(None) if tile.heads is None else list(tile.heads)
-        at_rows = (slice(None), heads, tile.rows) if isinstance(tile.rows, slice) or heads == slice(None) else None
+        heads = slice(None) if tile.heads is None else put_integers(list(tile.heads), query.device)
+        at_rows = (slice(None), heads, tile.rows) if isinstance(tile.rows, slice) or tile.heads is None else None
         if at_rows is None:
             raise ValueError("a tile of some heads takes its rows as a slice")
         at_columns = (slice(None), slice(None) if key.shape[1] == 1 else heads, tile.columns)
@@ -172,8 +173,8 @@ def register_attention(name: str, arguments: str, tiles: Tiles) -> Any:
     def fake_backward(grad_out, grad_lse, query, key, value, *rest):
         return torch.empty_like(query), torch.empty_like(key), torch.empty_like(value)
 
-    LIBRARY.impl(name, reference, "CompositeExplicitAutograd")
-    LIBRARY.impl(f"{name}_backward", reference_backward, "CompositeExplicitAutograd")
+    define_reference(name, reference)
+    define_reference(f"{name}_backward", reference_backward)
     torch.library.register_fake(f"longspan::{name}", fake, lib=LIBRARY)
     torch.library.register_fake(f"longspan::{name}_backward", fake_backward, lib=LIBRARY)
     backward_op = getattr(torch.ops.longspan, f"{name}_backward").default

@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from longspan.ops.dropout import keep
-from longspan.ops.library import LIBRARY
+from longspan.ops.library import LIBRARY, define_reference
 from longspan.ops.tiled import statistics_dtype
 
 SCORES = 1 << 20  # scores that a block of windows holds at a time, for each head
@@ -190,8 +190,8 @@ def register_sorted_attention(name: str, arguments: str, windows: SortedWindows)
     def fake_backward(grad_out, grad_lse, query_key, value, *rest):
         return torch.empty_like(query_key), torch.empty_like(value)
 
-    LIBRARY.impl(name, reference, "CompositeExplicitAutograd")
-    LIBRARY.impl(f"{name}_backward", reference_backward, "CompositeExplicitAutograd")
+    define_reference(name, reference)
+    define_reference(f"{name}_backward", reference_backward)
     torch.library.register_fake(f"longspan::{name}", fake, lib=LIBRARY)
     torch.library.register_fake(f"longspan::{name}_backward", fake_backward, lib=LIBRARY)
     backward_op = getattr(torch.ops.longspan, f"{name}_backward").default

@@ -32,6 +32,7 @@ from longspan.heads import (
 )
 from longspan.layers.arrangement import Arrangement
 from longspan.layers.axial_positions import AxialTables
+from longspan.ops.transfers import bounds
 from longspan.reformer.configuration_reformer import ReformerConfig
 from longspan.reformer.conversion import UNUSED_NAMES
 from longspan.reformer.encoder_reformer import AttentionCall, ReformerEmbeddings, ReformerEncoder
@@ -211,7 +212,7 @@ class ReformerModel(ReformerPreTrainedModel):
                 return position_ids
         if can_inspect(position_ids) and position_ids.numel():
             real = position_ids if mask is None else position_ids.expand(batch, -1)[mask]
-            low, high = (int(value) for value in real.aminmax()) if real.numel() else (0, 0)
+            low, high = bounds(real) if real.numel() else (0, 0)
             if low < 0 or high >= limit:
                 names = ("axial_pos_shape", "max_position_embeddings")
                 name = names[0] if self.config.axial_pos_embds else names[1]

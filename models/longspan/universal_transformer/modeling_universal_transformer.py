@@ -285,11 +285,11 @@ class UniversalTransformerModel(UniversalTransformerPreTrainedModel):
             if space is not None:
                 raise ValueError("target_space_id: this model has no table of target spaces (num_target_spaces = 0)")
             return None
-        rows = torch.as_tensor(self.config.target_space_id if space is None else space, device=text.device)
+        rows = torch.as_tensor(self.config.target_space_id if space is None else space)  # looked at where it is
         if rows.dim() > 1 or rows.is_floating_point() or (rows.dim() == 1 and len(rows) not in (1, text.batch)):
             raise ValueError(f"target_space_id must be an integer or [{text.batch}] integers, got {space!r}")
         check_range("target_space_id", rows, table.num_embeddings, "num_target_spaces")
-        return rows
+        return rows.to(text.device, non_blocking=rows.device.type == "cpu")
 
     def _draw_offset(self, text: Text) -> Tensor | None:
         """In training, where the places of each text begin, ``[B, 1]``."""
