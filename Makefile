@@ -2,6 +2,7 @@
 # make test   the whole test suite
 # make check  everything a change must pass: format, lint, types, tests with and without the kernels, packages, and
 #             make check-cuda: the CUDA kernels without a GPU, compiled, emulated, sanitized, with planted faults
+# make check-gpu  on a machine with a GPU: the CUDA kernels there, and the benchmark against its peers
 # make bench  speed and memory against the peers; make fuzz: random shapes against the definition, for a while
 # Each sets up .venv where it is missing. TORCH and TORCH_INDEX choose the PyTorch build (README, "Install").
 
@@ -15,7 +16,7 @@ python := .venv/bin/python
 kernels := $(wildcard csrc/*.cpp csrc/*/*)
 export HF_HUB_OFFLINE = 1
 
-.PHONY: demo test check check-beyond-tests check-cuda bench fuzz docs format setup clean
+.PHONY: demo test check check-beyond-tests check-cuda check-gpu bench fuzz docs format setup clean
 
 demo: setup
 	$(python) scripts/demo.py
@@ -30,6 +31,10 @@ check-beyond-tests: setup
 
 check-cuda: setup
 	OMP_NUM_THREADS=1 MAX_JOBS=1 $(python) -m pytest tests/cuda -m slow -n $(WORKERS) --dist worksteal
+
+check-gpu: setup
+	$(python) -m pytest tests/cuda/test_on_device.py -n 0
+	$(python) scripts/bench_banded.py --device cuda
 
 bench: setup
 	$(python) scripts/bench_banded.py

@@ -6,6 +6,7 @@ package installs all the same and runs its PyTorch reference operators; ``python
 """
 
 import os
+import platform
 import re
 import shutil
 import subprocess
@@ -69,7 +70,13 @@ def extension():
             "-DLONGSPAN_CUDA_ARCHITECTURES=" + r"\,".join(map(str, architectures)),
         ]
         libraries = ["cudart_static", "rt", "dl", "pthread"]
-        library_dirs = [f"{cuda_home}/lib64"]
+        # Where toolkits of NVIDIA, of conda and of pip keep it.
+        places = [Path(cuda_home, name) for name in ("lib64", "lib", f"targets/{platform.machine()}-linux/lib")]
+        library_dirs = [str(place) for place in places if (place / "libcudart_static.a").exists()]
+        if not library_dirs:
+            raise SystemExit(
+                f"longspan: no libcudart_static.a below {cuda_home}; LONGSPAN_NO_CUDA=1 builds without CUDA"
+            )
     else:
         cuda_sources = []
     return torch_build.CppExtension(
