@@ -43,8 +43,8 @@ class Case:
         return [out.detach().double(), lse.detach().double(), *(g.double() for g in torch.autograd.grad(loss, inputs))]
 
 
-def check(case: Case, dtype: torch.dtype, computing) -> None:
-    """The case agrees with its reference, where ``computing`` is the context in which kernels run.
+def check(case: Case, dtype: torch.dtype, computing) -> list[Tensor]:
+    """The case agrees with its reference, where ``computing`` is the context in which kernels run; what they gave.
 
     The reference takes the narrowed inputs in float64, so that only the kernels' own rounding counts.
     """
@@ -52,6 +52,7 @@ def check(case: Case, dtype: torch.dtype, computing) -> None:
     with computing:
         got = case.run(dtype)
     compare(got, wanted, dtype)
+    return got
 
 
 def compare(got: list[Tensor], wanted: list[Tensor], dtype: torch.dtype) -> None:
@@ -124,10 +125,12 @@ def bucket(T: int, D: int, *, rounds: int = 2, buckets: int = 3, masked: bool = 
     return Case(lambda *x: bucket_attention(*x, assigned, key_mask=mask, return_lse=True, **options), inputs)
 
 
-def buckets_of(T: int, D: int, *, num_buckets: int | list[int], masked: bool = False) -> Tensor:
-    """What ``lsh_buckets`` gives in float32 on the default device: no gradients, so no ``Case``."""
+def buckets_of(
+    T: int, D: int, *, num_buckets: int | list[int], masked: bool = False, dtype: torch.dtype = torch.float32
+) -> Tensor:
+    """What ``lsh_buckets`` gives on the default device: no gradients, so no ``Case``."""
     (x,), (rotations,) = _rows(1, 2, 2, T, D), _rows(1, 2, D, 3, sum(_factors(num_buckets)) // 2)
-    return lsh_buckets(x.float(), rotations.float(), num_buckets, key_mask=_mask(2, T, masked))
+    return lsh_buckets(x.to(dtype), rotations.to(dtype), num_buckets, key_mask=_mask(2, T, masked))
 
 
 def _factors(num_buckets: int | list[int]) -> list[int]:
@@ -239,6 +242,7 @@ UNUSUAL = {
         50, D, B=2, rounds=3, chunk_size=7, wrap=True, causal=True, same_bucket=True, deduplicate=True, masked=True,
         **DROPOUT,
     ),
+    "lsh, found more than 255 times": lambda D: lsh(8, D, chunk_size=8, chunks_before=255, wrap=True, deduplicate=True),
     "lsh, empty batch": lambda D: lsh(9, D, B=0, chunk_size=4),
     "lsh, no tokens": lambda D: lsh(0, D, chunk_size=4, deduplicate=True),
     "buckets, wide window, with dropout": lambda D: bucket(140, D, window=500, **DROPOUT),

@@ -11,9 +11,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from .building import ROOT
+from .building import HEAD_SIZES, ROOT
 
-FLAGS = ("-O0", "-g", "--coverage")
+# Tiles that between them have every line: rows that warps share evenly or not, buffers for two tiles or for one.
+FLAGS = ("-O0", "-g1", "--coverage", *(f"-D{name}=64,80,128" for name in HEAD_SIZES))
 
 
 @dataclass

@@ -8,7 +8,7 @@ many cases of each test run, drawn at random, but always the same.
 
 import os
 import random
-from collections import defaultdict
+from collections import Counter, defaultdict
 
 import pytest
 
@@ -17,16 +17,22 @@ from .emulated import Emulator
 
 # What the CUDA kernels do not do as the CPU's.
 KNOWN: dict[str, str] = {}
-_blocks = pytest.StashKey[int]()
+SEED = int(os.environ.get("LONGSPAN_EMULATOR_SEED", "0"))
+_emulator = pytest.StashKey[Emulator]()
+_blocks = pytest.StashKey[Counter]()
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtestloop(session):
     emulator = Emulator(emulated_library())
-    with emulator.running(seed=int(os.environ.get("LONGSPAN_EMULATOR_SEED", "0"))):
-        result = yield
-        session.config.stash[_blocks] = emulator.configure()[0]
-    return result
+    session.config.stash[_emulator], session.config.stash[_blocks] = emulator, Counter()
+    with emulator.running(seed=SEED):
+        return (yield)
+
+
+def pytest_runtest_teardown(item):
+    stash = item.config.stash
+    stash[_blocks][item.path.name] += stash[_emulator].configure(seed=SEED)[0]
 
 
 def pytest_collection_modifyitems(config, items):
@@ -43,4 +49,6 @@ def pytest_collection_modifyitems(config, items):
 
 
 def pytest_terminal_summary(terminalreporter, config):
-    terminalreporter.write_line(f"blocks of threads emulated: {config.stash.get(_blocks, 0)}")
+    passed = Counter(report.nodeid.split("::")[0].split("/")[-1] for report in terminalreporter.stats.get("passed", []))
+    for file, blocks in config.stash.get(_blocks, Counter()).items():
+        terminalreporter.write_line(f"{file}: {passed[file]} passed, {blocks} blocks of threads emulated")

@@ -9,7 +9,19 @@ from pathlib import Path
 
 import pytest
 
-from .building import BUILD, CSRC, HEAD_SIZES, ROOT, TORCH, built, host_compiler, nvcc, registered_operators, run
+from .building import (
+    BUILD,
+    CSRC,
+    HEAD_SIZES,
+    ROOT,
+    TORCH,
+    Recipe,
+    build,
+    host_compiler,
+    nvcc,
+    registered_operators,
+    run,
+)
 
 ARCHITECTURE = "8.0"
 pytestmark = [
@@ -19,13 +31,26 @@ pytestmark = [
 ]
 
 
+def unoptimized(folder: Path) -> Path:
+    """The C++ compiler, in a hurry."""
+    script = folder / "c++"
+    script.write_text(f'#!/bin/sh\nexec {host_compiler()} "$@" -O0\n')
+    script.chmod(0o755)
+    return script
+
+
 @pytest.fixture(scope="module")
-def extension() -> Path:
-    """``longspan/_C.abi3.so`` with CPU and CUDA kernels; of head sizes 64 alone, which changes nothing in host code."""
-    words = [ARCHITECTURE, (ROOT / "setup.py").read_text()]
+def extension(tmp_path_factory) -> Path:
+    """``longspan/_C.abi3.so`` with CPU and CUDA kernels; of head sizes 64 alone, which changes nothing in host code.
+
+    Nor does it matter here how good the code for the GPU is (``test_compiled.py`` sees to that) or that for the CPU.
+    """
     environment = os.environ | {
         "TORCH_CUDA_ARCH_LIST": ARCHITECTURE,
-        "NVCC_APPEND_FLAGS": " ".join(f"-D{name}=64" for name in HEAD_SIZES),
+        "NVCC_APPEND_FLAGS": " ".join(
+            ["-Xcicc=-O0", "-Xptxas=-O0", "-Xcompiler=-O0", *(f"-D{name}=64" for name in HEAD_SIZES)]
+        ),
+        "CXX": str(unoptimized(tmp_path_factory.mktemp("compiler"))),
         "MAX_JOBS": os.environ.get("MAX_JOBS", "1"),  # as many as wanted: other tests run beside this one
     }
     environment = {name: text for name, text in environment.items() if not name.startswith("LONGSPAN_NO_")}
@@ -37,7 +62,8 @@ def extension() -> Path:
         (made,) = library.rglob("_C*.so")
         made.rename(path)
 
-    return built("extension", ".abi3.so", [CSRC], words, make)
+    sources = sorted(path for path in CSRC.rglob("*") if path.is_file())
+    return build(Recipe("extension", ".abi3.so", [ROOT / "setup.py", *sources], [ARCHITECTURE], make))
 
 
 @pytest.fixture(scope="module")

@@ -31,8 +31,14 @@ MORE = {
         ATTENTION,
     ),
     "dense": (lambda D: cases.dense(5, 70, D, B=1), ATTENTION),
+    "few queries, many keys": (
+        lambda D: cases.dense(2, 520, D, B=1),
+        (*ATTENTION, "merge_shares", "sum_shares"),
+    ),
     "blocks, wrapped": (lambda D: cases.block(40, D, B=1, block_size=16, before=1, after=1, wrap=True), ATTENTION),
     "buckets": (lambda D: cases.bucket(66, D, window=7, masked=True), (*ATTENTION, "key_factors")),
+    "merged": (lambda D: cases.merged(7, D + 3, B=1), ("merge_pair", "merge_pair_backward")),
+    "dropped": (lambda D: cases.dropped(2, D + 35), ("seeded_dropout",)),
     "multidim, several sums": (lambda D: cases.multidim(90, 5, B=3, direction="full"), MULTIDIM),
 }
 WIDE_CASES = {
@@ -75,18 +81,18 @@ def check(emulator, kernels, case, wanted, dtype) -> None:
 @pytest.mark.parametrize("name", CASES)
 def test_agrees_with_the_reference(emulator, kernels_of, name, dtype):
     make, wanted = CASES[name]
-    check(emulator, kernels_of("half", "float"), make(64), wanted, dtype)
+    check(emulator, kernels_of("half", "float", head_sizes=(64,)), make(64), wanted, dtype)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32], ids=str)
 def test_wide_heads(emulator, kernels_of, dtype):
     make, wanted = WIDE_CASES["band"]
-    check(emulator, kernels_of("half", "float"), make(136), wanted, dtype)
+    check(emulator, kernels_of("half", "float", head_sizes=(64,)), make(136), wanted, dtype)
 
 
 def test_hashing(emulator, kernels_of):
     wanted = cases.buckets_of(**cases.HASHING["factors, masked"])
-    with (interpreted := Interpreted(emulator, kernels_of("half", "float"))):
+    with (interpreted := Interpreted(emulator, kernels_of("half", "float", head_sizes=(64,)))):
         assert torch.equal(cases.buckets_of(**cases.HASHING["factors, masked"]), wanted)
     assert interpreted.ran == {"lsh_hash"}
 
@@ -94,7 +100,7 @@ def test_hashing(emulator, kernels_of):
 def test_every_kernel_is_interpreted(kernels_of):
     """A kernel that these cases leave out would be one whose assembly nobody has run."""
     wanted = {name for group in (CASES, MORE, WIDE_CASES) for _, names in group.values() for name in names}
-    assert {last_name(symbol) for symbol in kernels_of("half", "float")} == wanted | {"lsh_hash"}
+    assert {last_name(symbol) for symbol in kernels_of("half", "float", head_sizes=(64,))} == wanted | {"lsh_hash"}
 
 
 @pytest.mark.slow
@@ -115,12 +121,30 @@ def test_wide_heads_of_every_type(emulator, kernels_of, name, dtype):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("dtype", "head_size", "tile"),
-    [(torch.float16, 32, 32), (torch.float16, 50, 64), (torch.float16, 128, 128), (torch.float32, 50, 64),
-     (torch.float32, 128, 128)],
+    ("dtype", "head_size"),
+    [(torch.float16, 32), (torch.float16, 50), (torch.float16, 80), (torch.bfloat16, 96), (torch.float16, 128),
+     (torch.float32, 50), (torch.float32, 128)],
     ids=str,
 )  # fmt: skip
-def test_other_head_sizes(emulator, kernels_of, dtype, head_size, tile):
-    """The shapes of tiles with the least and the most registers, and rows that are not aligned."""
+def test_other_head_sizes(emulator, kernels_of, dtype, head_size):
+    """Tiles of every size, from the least to the most registers, and rows that are not aligned."""
     make, wanted = CASES["lsh, deduplicated"]
-    check(emulator, kernels_of(TYPES[dtype], head_sizes=(tile,)), make(head_size), wanted, dtype)
+    check(emulator, kernels_of(TYPES[dtype]), make(head_size), wanted, dtype)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32], ids=str)
+def test_other_head_sizes_of_spans(emulator, kernels_of, dtype):
+    make, wanted = CASES["spans"]
+    check(emulator, kernels_of(TYPES[dtype]), make(256), wanted, dtype)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", TYPES, ids=str)
+def test_hashing_of_every_type(emulator, kernels_of, dtype):
+    """The buckets of the reference, of the same rounded numbers."""
+    options = cases.HASHING["factors, masked"]
+    wanted = cases.buckets_of(**options, dtype=dtype)
+    with (interpreted := Interpreted(emulator, kernels_of(TYPES[dtype]))):
+        assert torch.equal(cases.buckets_of(**options, dtype=dtype), wanted)
+    assert interpreted.ran == {"lsh_hash"}

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from . import cases
-from .building import CSRC, nvcc, ptx
+from .building import CSRC, build, nvcc, ptx
 from .ptx.program import parse
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(nvcc() is None, reason="nvcc is not installed")]
@@ -45,7 +45,7 @@ def test_planted_fault(emulator, name, tmp_path):
     text = source.read_text()
     assert fault.old in text, "the source has changed: plant the fault anew"
     source.write_text(text.replace(fault.old, fault.new))
-    kernels = parse(ptx("attention_half", (32,), csrc))
+    kernels = parse(build(ptx("attention_half", (32,), csrc)).read_text())
     # Heads of 24: padded to 32, by copies that clear.
     case = cases.banded(70, 24, H=1, window=(12, 5))
 
