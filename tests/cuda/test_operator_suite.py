@@ -13,7 +13,10 @@ import pytest
 
 from .building import ROOT, host_compiler, registered_operators
 
-LEFT_OUT = "instruction_set compile export opcheck errors the_extension_is share_of_pairs gradcheck equal integer_dtype"
+LEFT_OUT = (
+    "instruction_set compile export opcheck errors the_extension_is share_of_pairs gradcheck equal integer_dtype "
+    "several_waves"
+)
 FILES = {  # of tests/ops, and the operator that they are about
     "banded": "banded_attention",
     "block": "block_attention",
