@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from longspan.ops import HAS_EXTENSION
+from longspan.ops.library import has_kernel as has_kernel
 
 CPU_ISAS = ("portable", "avx2", "avx512", "avx512_bf16", "amx")
 
@@ -91,11 +92,6 @@ def span_shape_id(shape: tuple) -> str:
     """A readable test id: ``B1-H2-T30-S41-D32-m64-r8-z3.0,20.5``."""
     B, H, T, S, D, max_span, ramp, spans = shape
     return f"B{B}-H{H}-T{T}-S{S}-D{D}-m{max_span}-r{ramp}-z{','.join(map(str, spans))}"
-
-
-def has_kernel(operator: str, key: str) -> bool:
-    """Whether ``longspan::<operator>`` has a compiled kernel for a dispatch key, as "CPU" (private in torch)."""
-    return torch._C._dispatch_has_kernel_for_dispatch_key(f"longspan::{operator}", key)
 
 
 def cpu_isa() -> str | None:

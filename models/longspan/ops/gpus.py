@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import torch
 
-from longspan.ops.library import LIBRARY, REFERENCES
+from longspan.ops.library import LIBRARY, REFERENCES, has_kernel
 
 Capability = tuple[int, int]
 
@@ -27,7 +27,7 @@ def leave_to_references(here: Sequence[Capability], compiled: Sequence[Capabilit
     if not here or not compiled or any(served(capability, compiled) for capability in here):
         return False
     for name, reference in REFERENCES.items():
-        if torch._C._dispatch_has_kernel_for_dispatch_key(f"longspan::{name}", key):
+        if has_kernel(name, key):
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # that another kernel was there
                 LIBRARY.impl(name, reference, key, allow_override=True)

@@ -33,3 +33,8 @@ def define_reference(name: str, reference: Callable[..., Any]) -> None:
     """What ``longspan::<name>`` runs on every device that has no kernel of its own."""
     REFERENCES[name] = without_autocast(reference)
     LIBRARY.impl(name, REFERENCES[name], "CompositeExplicitAutograd")
+
+
+def has_kernel(operator: str, key: str) -> bool:
+    """Whether ``longspan::<operator>`` has a compiled kernel for a dispatch key, as "CPU" (private in torch)."""
+    return torch._C._dispatch_has_kernel_for_dispatch_key(f"longspan::{operator}", key)
